@@ -1,0 +1,31 @@
+"""The GeGLU gate."""
+
+from torch import Tensor
+
+from neural_layers.kernels.dispatch import Backend, Op
+from neural_layers.kernels.geglu.pytorch import geglu_torch
+from neural_layers.kernels.geglu.reference import geglu_reference
+from neural_layers.kernels.swiglu.reference import check_gate
+
+
+def _check(gate: Tensor, up: Tensor, approximate: str) -> None:
+    check_gate(gate, up)
+    if approximate not in ("tanh", "none"):
+        raise ValueError(f"approximate={approximate!r} must be 'tanh' or 'none'")
+
+
+_OP = Op(
+    "geglu",
+    check=_check,
+    backends=(Backend("torch", geglu_torch), Backend("reference", geglu_reference)),
+)
+
+
+def geglu(gate: Tensor, up: Tensor, approximate: str = "tanh", *, backend: str = "auto") -> Tensor:
+    """gelu(gate) · up (arXiv 2002.05202), gelu by the tanh formula or, with approximate="none", by the error function.
+
+    gate, up: the same shape (..., F) and dtype, float64 to float16. Returns (..., F) in that dtype.
+    Raises ValueError where the shapes differ or `approximate` is neither of the two, TypeError where the dtypes differ
+    or are not floats, BackendError for a backend that cannot run.
+    """
+    return _OP(backend, gate, up, approximate)

@@ -1,0 +1,35 @@
+"""Root-mean-square normalisation."""
+
+from torch import Tensor
+
+from neural_layers.kernels.arguments import check_devices, check_floats
+from neural_layers.kernels.dispatch import Backend, Op
+from neural_layers.kernels.rms_norm.pytorch import rms_norm_torch
+from neural_layers.kernels.rms_norm.reference import rms_norm_reference
+
+
+def _check(x: Tensor, weight: Tensor, eps: float) -> None:
+    check_floats(x=x, weight=weight)
+    check_devices(x=x, weight=weight)
+    if x.ndim == 0 or weight.shape != x.shape[-1:]:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}; expected (D,) for x of shape {tuple(x.shape)}")
+    if eps < 0:
+        raise ValueError(f"eps={eps} must not be negative")
+
+
+_OP = Op(
+    "rms_norm",
+    check=_check,
+    backends=(Backend("torch", rms_norm_torch), Backend("reference", rms_norm_reference)),
+)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, *, backend: str = "auto") -> Tensor:
+    """x / sqrt(mean(x², over the last dimension) + eps) · weight (arXiv 1910.07467).
+
+    x: (..., D), weight: (D,), float64 to float16. The mean is taken in float32 for half inputs, in float64 for
+    float64. Returns (..., D) in the dtype of x.
+    Raises ValueError for shapes that do not fit or a negative eps, TypeError for tensors that are not floats,
+    BackendError for a backend that cannot run.
+    """
+    return _OP(backend, x, weight, eps)

@@ -1,0 +1,39 @@
+"""Rotary position embedding."""
+
+from torch import Tensor
+
+from neural_layers.kernels.arguments import check_devices, check_floats, match_shapes
+from neural_layers.kernels.dispatch import Backend, Op
+from neural_layers.kernels.rotary.pytorch import apply_rotary_torch
+from neural_layers.kernels.rotary.reference import apply_rotary_reference
+
+
+def _check(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    check_floats(x=x, cos=cos, sin=sin)
+    check_devices(x=x, cos=cos, sin=sin)
+    sizes: dict[str, int] = {}
+    match_shapes(sizes, "BTHK", x=x)
+    if sizes["K"] % 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}; the head width K={sizes['K']} must be even")
+    sizes["P"] = sizes["K"] // 2  # the pairs
+    match_shapes(sizes, "TP" if cos.ndim == 2 else "BTP", cos=cos, sin=sin)
+
+
+_OP = Op(
+    "apply_rotary",
+    check=_check,
+    backends=(Backend("torch", apply_rotary_torch), Backend("reference", apply_rotary_reference)),
+)
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str = "auto") -> Tensor:
+    """Rotate each pair (x[i], x[i + K/2]) by its angle (RoPE, arXiv 2104.09864, in half-split order).
+
+    out[i] = x[i]·cos[i] − x[i + K/2]·sin[i];  out[i + K/2] = x[i + K/2]·cos[i] + x[i]·sin[i]
+
+    x: (B, T, H, K) with K even; cos, sin: (T, K/2), or (B, T, K/2) where rows differ in their positions. The rotation
+    is computed in float32 for half inputs. Returns (B, T, H, K) in the dtype of x.
+    Raises ValueError for shapes that do not fit, TypeError for tensors that are not floats, BackendError for a backend
+    that cannot run.
+    """
+    return _OP(backend, x, cos, sin)
