@@ -7,7 +7,43 @@ if (_ROOT / "pyproject.toml").is_file() and (_ROOT / "kernels").is_dir():
     # In a checkout `neural_layers.kernels`, `.models`, … are the folders beside this one; see setup.py.
     __path__.append(str(_ROOT))
 
-from neural_layers._version import __version__  # noqa: E402
-from neural_layers.kernels.dispatch import BackendError, explain, use_backend  # noqa: E402
+# ruff: noqa: E402  (the imports below need the path above)
+from neural_layers import functional
+from neural_layers._version import __version__
+from neural_layers.attention import FlashAttention, GroupedQueryAttention
+from neural_layers.block import EnhancedBlock
+from neural_layers.cache import LayerCache
+from neural_layers.cross_attention import CrossAttention
+from neural_layers.feed_forward import GeGLU, SwiGLU
+from neural_layers.kernels.dispatch import BackendError, SlowBackendWarning, explain, use_backend
+from neural_layers.mamba import Mamba
+from neural_layers.norm import RMSNorm
+from neural_layers.pooling import AttentionPooling, GeMPooling
+from neural_layers.position import RotaryEmbedding, alibi_slopes
+from neural_layers.residual import LayerScale, PostNormResidual, PreNormResidual, StochasticDepth
 
-__all__ = ["BackendError", "__version__", "explain", "use_backend"]
+__all__ = [
+    "AttentionPooling",
+    "BackendError",
+    "CrossAttention",
+    "EnhancedBlock",
+    "FlashAttention",
+    "GeGLU",
+    "GeMPooling",
+    "GroupedQueryAttention",
+    "LayerCache",
+    "LayerScale",
+    "Mamba",
+    "PostNormResidual",
+    "PreNormResidual",
+    "RMSNorm",
+    "RotaryEmbedding",
+    "SlowBackendWarning",
+    "StochasticDepth",
+    "SwiGLU",
+    "__version__",
+    "alibi_slopes",
+    "explain",
+    "functional",
+    "use_backend",
+]

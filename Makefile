@@ -1,0 +1,34 @@
+# Everything sets itself up: a fresh clone needs Python >= 3.10 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= runs/demo
+RUN := $(BIN)/python -m
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.train
+	rm -rf $(OUT)
+	$(RUN) neural_layers distill cvm --preset tiny --out $(OUT)
+
+test: $(VENV)/.test
+	$(RUN) pytest -n 2
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(RUN) tests.check_types
+
+bench: $(VENV)/.train
+	$(RUN) benchmarks
+
+clean:
+	rm -rf $(VENV) build dist runs *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The constraints keep pip from resolving torch to a CUDA build of several gigabytes.
+$(VENV)/.train $(VENV)/.test: $(VENV)/.%: $(BIN)/python pyproject.toml setup.py constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	touch $@

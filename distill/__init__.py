@@ -1,0 +1,1 @@
+"""Distillation: losses, trainer, data, validation, report."""

@@ -1,0 +1,50 @@
+"""Teachers and tokenizers from folders, with the errors that a person can mend."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoTokenizer
+
+from neural_layers.distill.data.tokenizer import vocabulary_fingerprint
+from neural_layers.errors import InputError
+from neural_layers.models.cvm import CVMForConditionalGeneration
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in `folder`. Raises InputError where there is none."""
+    if not (folder / "tokenizer.json").is_file():
+        raise InputError(f"{folder} holds no tokenizer.json; give a folder that a tokenizer was saved to")
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def load_teacher(folder: Path, tokenizer: Any = None) -> tuple[CVMForConditionalGeneration, Any]:
+    """The CVM model in `folder` with its tokenizer.
+
+    tokenizer: one that is to be used with it, or None. Raises InputError for a folder without a CVM model, weights
+    that cannot be read or do not fit the config, and vocabularies that differ.
+    """
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder} holds no {name}; --teacher takes a folder such as RUN/teacher")
+    own = load_tokenizer(folder)
+    try:
+        model, info = CVMForConditionalGeneration.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"the model in {folder} cannot be read: {reason}") from error
+    if info["missing_keys"] or info["unexpected_keys"]:
+        raise InputError(f"the weights in {folder} are not those of a CVM model of its config.json")
+    if model.config.vocab_size != len(own):
+        raise InputError(
+            f"the teacher in {folder} has a vocabulary of {model.config.vocab_size} and its tokenizer {len(own)} "
+            "tokens; give the folder with the tokenizer that it was trained with"
+        )
+    if tokenizer is not None and vocabulary_fingerprint(tokenizer) != vocabulary_fingerprint(own):
+        raise InputError(
+            f"--tokenizer ({len(tokenizer)} tokens) differs from the tokenizer of the teacher in {folder} ({len(own)} "
+            "tokens); leave --tokenizer out to take the teacher's"
+        )
+    return model, own

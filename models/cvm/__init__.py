@@ -1,0 +1,6 @@
+"""CVM: the Count-Vector-Merge translator."""
+
+from neural_layers.models.cvm.config import CVMConfig
+from neural_layers.models.cvm.modeling import CVMForConditionalGeneration
+
+__all__ = ["CVMConfig", "CVMForConditionalGeneration"]

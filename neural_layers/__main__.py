@@ -1,0 +1,7 @@
+"""`python -m neural_layers`."""
+
+import sys
+
+from neural_layers.cli import main
+
+sys.exit(main())

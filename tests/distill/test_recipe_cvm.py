@@ -1,0 +1,218 @@
+"""`neural-layers distill cvm` from end to end on a handful of sentences, and what it answers to bad input."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers", reason="transformers is not installed")
+
+from neural_layers.cli import main
+from neural_layers.models.cvm import CVMConfig, CVMForConditionalGeneration
+
+WORDS = {"the": "der", "dog": "Hund", "man": "Mann", "sees": "sieht", "hears": "hört", "old": "alte", "young": "junge"}
+
+
+def write_pairs(path: Path, start: int, count: int) -> Path:
+    """Distinct word-for-word sentences."""
+    lines = []
+    for i in range(start, start + count):
+        words = ["the", ["old", "young"][i % 2], ["dog", "man"][i // 2 % 2], ["sees", "hears"][i // 4 % 2], "the"]
+        words += [["old", "young"][i // 8 % 2], ["dog", "man"][i // 16 % 2]]
+        lines.append(" ".join(words) + f" {i}\t" + " ".join(WORDS[word] for word in words) + f" {i}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("data")
+    sizes = {"data": (0, 24), "valid": (24, 4), "test": (28, 4)}
+    files = {name: write_pairs(folder / f"{name}.tsv", *size) for name, size in sizes.items()}
+    return [argument for name, path in files.items() for argument in (f"--{name}", str(path))]
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "first"
+    assert main(["distill", "cvm", "--out", str(out), *data, "--steps", "2", "--teacher-steps", "3", "--baseline"]) == 0
+    return out
+
+
+def refused(capsys, *arguments: str) -> str:
+    """The one line that a refused command prints."""
+    assert main(["distill", "cvm", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("neural-layers: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_the_run_folder_holds_what_the_design_says(run) -> None:
+    names = {entry.name for entry in run.iterdir()}
+    assert names == {
+        *("config.json", "train_log.jsonl", "validation", "checkpoints", "report.html", "report.json"),
+        *("teacher", "student", "baseline"),
+    }
+    for model in ("teacher", "student", "baseline"):
+        files = {file.name for file in (run / model).iterdir()}
+        assert {"model.safetensors", "config.json", "tokenizer.json"} <= files
+    assert not list(run.rglob("*.part"))
+
+
+def test_config_holds_every_hyperparameter_and_the_versions(run) -> None:
+    config = json.loads((run / "config.json").read_text())
+    assert config["options"]["steps"] == 2
+    assert config["hyperparameters"]["student_training"]["steps"] == 2
+    assert config["hyperparameters"]["teacher_training"]["steps"] == 3
+    assert {"temperature", "alpha", "beta", "vocab_size", "student", "teacher"} <= set(config["hyperparameters"])
+    assert {"torch", "transformers", "neural_layers", "python"} <= set(config["versions"])
+
+
+def test_log_has_the_parts_of_the_loss_and_the_validations_of_each_model(run) -> None:
+    log = [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
+    student = [line for line in log if line["model"] == "student" and "loss" in line]
+    assert [line["step"] for line in student] == [1, 2]
+    for line in student:
+        assert line["loss"] == pytest.approx(0.8 * line["kl"] + 0.2 * line["hard"], rel=1e-4)
+    assert {line["model"] for line in log if "eval_bleu" in line} == {"teacher", "student", "baseline"}
+
+
+def test_validations_show_student_and_teacher_side_by_side(run) -> None:
+    record = json.loads((run / "validation" / "step-2.json").read_text())
+    assert set(record["model"]) == set(record["teacher"]) == {"bleu", "chrf", "ter", "exact_match"}
+    assert len(record["worst"]) == 4
+    assert "teacher" not in json.loads((run / "validation" / "teacher" / "step-3.json").read_text())
+
+
+def test_report_agrees_with_the_models_in_the_folder(run) -> None:
+    report = json.loads((run / "report.json").read_text())
+    assert report["data"] == {"name": report["data"]["name"], "train": 24, "valid": 4, "test": 4}
+    for name in ("teacher", "student", "baseline"):
+        model = CVMForConditionalGeneration.from_pretrained(run / name)
+        entry = report["models"][name]
+        assert entry["parameters"] == sum(p.numel() for p in model.parameters())
+        assert entry["file_bytes"] == (run / name / "model.safetensors").stat().st_size
+        assert entry["latency_ms"]["p95"] >= entry["latency_ms"]["p50"] > 0
+    assert "<svg" in (run / "report.html").read_text()
+
+
+def test_a_teacher_that_is_given_is_not_trained_again(run, data, tmp_path, capsys) -> None:
+    out = tmp_path / "second"
+    before = (run / "teacher" / "model.safetensors").read_bytes()
+    arguments = ["--out", str(out), *data, "--steps", "1", "--teacher", str(run / "teacher")]
+    assert main(["distill", "cvm", *arguments]) == 0
+    assert "report.html" in capsys.readouterr().out
+    assert not (out / "teacher").exists()
+    assert (run / "teacher" / "model.safetensors").read_bytes() == before
+    report = json.loads((out / "report.json").read_text())
+    assert report["models"]["teacher"]["training"] is None
+    assert report["models"]["teacher"]["file_bytes"] == len(before)
+
+
+def test_the_same_seed_gives_the_same_student(run, data, tmp_path) -> None:
+    out = tmp_path / "again"
+    assert main(["distill", "cvm", "--out", str(out), *data, "--steps", "2", "--teacher-steps", "3"]) == 0
+    first, second = (folder / "student" / "model.safetensors" for folder in (run, out))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_an_output_folder_with_another_run_is_left_alone(run, data, capsys) -> None:
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
+    assert "is not empty" in refused(capsys, "--out", str(run), *data)
+    assert before == {file: file.stat().st_mtime_ns for file in run.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        (b"", "the file is empty"),
+        (b"one\teins\nno tab here\n", "line 2: 0 tabs instead of one: 'no tab here'"),
+        (b"one\teins\ntwo\t\n", "line 2: the target is empty"),
+        (b"one\teins\ntwo\tz\xf6lf\n", "line 2: not UTF-8"),
+    ],
+)
+def test_bad_data_files_are_named_with_the_line(content, message, data, tmp_path, capsys) -> None:
+    path = tmp_path / "bad.tsv"
+    if content is not None:
+        path.write_bytes(content)
+    out = tmp_path / "out"
+    printed = refused(capsys, "--out", str(out), "--data", str(path), *data[2:])
+    assert str(path) in printed
+    assert message in printed
+    assert not out.exists()
+
+
+def spoil_vocabulary(folder: Path) -> None:
+    CVMForConditionalGeneration(
+        CVMConfig(vocab_size=300, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
+    ).save_pretrained(folder)
+
+
+def truncate(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+def make_foreign(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 5}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_vocabulary, "a vocabulary of 300 and its tokenizer"),
+        (truncate, "cannot be read"),
+        (make_foreign, "not those of a CVM model of its config.json"),
+        (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "holds no tokenizer.json"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused(spoil, message, run, data, tmp_path, capsys) -> None:
+    teacher = shutil.copytree(run / "teacher", tmp_path / "teacher")
+    spoil(teacher)
+    out = tmp_path / "out"
+    assert message in refused(capsys, "--out", str(out), *data, "--teacher", str(teacher))
+    assert not out.exists()
+
+
+def test_a_tokenizer_other_than_the_teachers_is_refused(run, data, tmp_path, capsys) -> None:
+    from neural_layers.distill.data.pairs import SentencePair
+    from neural_layers.distill.data.tokenizer import train_tokenizer
+
+    train_tokenizer([SentencePair("quite other", "ganz anders")], 270).save_pretrained(tmp_path / "other")
+    arguments = ["--teacher", str(run / "teacher"), "--tokenizer", str(tmp_path / "other")]
+    assert "differs from the tokenizer of the teacher" in refused(
+        capsys, "--out", str(tmp_path / "out"), *data, *arguments
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "huge"], "no preset 'huge'; there are tiny, small, paper"),
+        (["--steps", "0"], "0 steps are too few"),
+        (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
+        (["--colour", "red"], "unrecognized arguments: --colour red"),
+        (["--data", "x.tsv"], "--data, --valid and --test go together"),
+    ],
+)
+def test_bad_arguments_are_answered_in_one_line(arguments, message, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    assert message in refused(capsys, "--out", str(out), *arguments)
+    assert not out.exists()
+
+
+def test_paper_preset_is_the_specification() -> None:
+    from neural_layers.distill.presets import PRESETS
+
+    paper = PRESETS["paper"]
+    for sizes, config in ((paper.teacher, CVMConfig.teacher()), (paper.student, CVMConfig.student())):
+        assert all(getattr(config, name) == value for name, value in sizes.items() if name != "dropout")
+    training = paper.student_training
+    assert (training.steps, training.batch_size, training.learning_rate) == (10_000, 32, 5e-5)
+    assert (training.warmup_steps, paper.eval_steps, paper.vocab_size) == (1000, 1000, 32_000)
+    assert (paper.temperature, paper.alpha, paper.beta) == (6.0, 0.8, 0.2)

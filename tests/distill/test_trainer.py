@@ -1,0 +1,158 @@
+"""DistillationTrainer: what it adds to transformers' Trainer."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="transformers is not installed")
+
+from transformers import TrainingArguments
+
+from neural_layers.distill.losses import DistillationLoss
+from neural_layers.distill.trainer import DistillationTrainer
+from neural_layers.errors import InputError
+from neural_layers.models.cvm import CVMConfig, CVMForConditionalGeneration
+
+
+def make_model(seed: int, hidden: int = 8, vocabulary: int = 20) -> CVMForConditionalGeneration:
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": hidden, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return CVMForConditionalGeneration(CVMConfig(vocab_size=vocabulary, dropout=0.0, **sizes))
+
+
+def make_rows(count: int = 8) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for i in range(count):
+        labels = torch.randint(3, 20, (5,), generator=generator)
+        labels[5 - i % 4 :] = -100  # rows that count for unlike amounts
+        source = torch.randint(3, 20, (4,), generator=generator)
+        rows.append({"input_ids": source, "attention_mask": torch.ones_like(source), "labels": labels})
+    return rows
+
+
+def make_trainer(folder, *, student=None, teacher=None, loss=None, rows=None, **arguments) -> DistillationTrainer:
+    defaults = {"max_steps": 2, "per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 1e-2}
+    defaults |= {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False}
+    args = TrainingArguments(output_dir=str(folder), **{**defaults, **arguments})
+    return DistillationTrainer(
+        model=make_model(0) if student is None else student,
+        args=args,
+        train_dataset=make_rows() if rows is None else rows,
+        validate=lambda model, step: {"bleu": float(step)},
+        teacher=make_model(1) if teacher is None else teacher,
+        loss=DistillationLoss() if loss is None else loss,
+    )
+
+
+def test_the_teacher_stays_as_it_is(tmp_path) -> None:
+    trainer = make_trainer(tmp_path)
+    before = copy.deepcopy(trainer.teacher.state_dict())
+    trainer.teacher.train()
+    trainer = make_trainer(tmp_path, teacher=trainer.teacher)
+    trainer.train()
+    assert not trainer.teacher.training
+    assert all(torch.equal(value, before[name]) for name, value in trainer.teacher.state_dict().items())
+
+
+def test_accumulated_small_batches_train_as_one_large_batch(tmp_path) -> None:
+    students = []
+    for batch_size, accumulation in ((8, 1), (2, 4)):
+        trainer = make_trainer(
+            tmp_path,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            optim="sgd",
+            learning_rate=0.5,
+            max_grad_norm=0.0,
+        )
+        trainer.train()
+        students.append((trainer.model.state_dict(), trainer.state.log_history))
+    for name, value in students[0][0].items():
+        torch.testing.assert_close(students[1][0][name], value, msg=name)
+    for key in ("loss", "kl", "hard"):
+        assert students[1][1][0][key] == pytest.approx(students[0][1][0][key], rel=1e-4)
+
+
+def test_loss_and_parts_are_those_of_the_formula(tmp_path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=1, per_device_train_batch_size=8)
+    student, teacher, rows = copy.deepcopy(trainer.model), trainer.teacher, make_rows()
+    trainer.train()
+    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    total, parts = DistillationLoss()(student(**batch).logits, batch["labels"], teacher(**batch).logits)
+    logged = trainer.state.log_history[0]
+    assert logged["loss"] == pytest.approx(total.item(), rel=1e-4)
+    assert {k: logged[k] for k in parts} == pytest.approx({k: v.item() for k, v in parts.items()}, rel=1e-4)
+
+
+def test_projection_is_trained_and_resumed(tmp_path) -> None:
+    def build(**arguments) -> DistillationTrainer:
+        torch.manual_seed(5)
+        loss = DistillationLoss(cosine=0.5, student_dim=8, teacher_dim=12)
+        saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+        return make_trainer(tmp_path, teacher=make_model(1, hidden=12), loss=loss, **{**saving, **arguments})
+
+    whole = build()
+    initial = whole.loss.projection.weight.detach().clone()
+    whole.train()
+    assert not torch.equal(whole.loss.projection.weight, initial)
+    assert "cosine" in whole.state.log_history[0]
+    resumed = build()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert torch.equal(resumed.loss.projection.weight, whole.loss.projection.weight)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+
+
+def test_best_checkpoint_is_chosen_by_the_validation(tmp_path) -> None:
+    scores = {1: 1.0, 2: 5.0, 3: 2.0}
+    trainer = make_trainer(
+        tmp_path,
+        max_steps=3,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_bleu",
+    )
+    kept = {}
+
+    def validate(model, step):
+        assert not model.training
+        kept[step] = copy.deepcopy(model.state_dict())
+        return {"bleu": scores[step]}
+
+    trainer.validate = validate
+    trainer.train()
+    assert trainer.state.best_metric == 5.0
+    assert all(torch.equal(value, kept[2][name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=5)
+    right, calls = trainer.loss.forward, []
+
+    def spoiled(*args, **kwargs):
+        total, parts = right(*args, **kwargs)
+        calls.append(1)
+        return (total * math.nan if len(calls) == 3 else total), parts
+
+    trainer.loss.forward = spoiled
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 3; lower the learning rate"):
+        trainer.train()
+
+
+def test_vocabularies_that_differ_are_refused(tmp_path) -> None:
+    with pytest.raises(InputError, match="teacher's vocabulary has 30 tokens and the student's 20"):
+        make_trainer(tmp_path, teacher=make_model(1, vocabulary=30))
+
+
+def test_a_loss_that_needs_a_teacher_is_refused_without_one(tmp_path) -> None:
+    args = TrainingArguments(output_dir=str(tmp_path), report_to="none")
+    with pytest.raises(ValueError, match="alpha=0.8 and so needs a teacher"):
+        DistillationTrainer(
+            model=make_model(0), args=args, validate=lambda *a: {}, teacher=None, loss=DistillationLoss()
+        )
