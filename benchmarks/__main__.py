@@ -24,9 +24,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
 
-    table = Table(
-        title=f"median ms, {options.threads} thread(s), torch {torch.__version__}, {torch.get_default_dtype()}"
-    )
+    table = Table(title=f"median ms, {options.threads} thread(s), torch {torch.__version__}, float32")
     for heading in ("op", "size", "contender", "forward", "forward + backward"):
         table.add_column(heading, justify="right" if heading.startswith("forward") else "left")
     for op in track(options.ops or list(CASES), description="measuring"):

@@ -1,6 +1,7 @@
 """Checks and dtype rules that the ops share."""
 
 import torch
+import torch.nn.functional
 from torch import Tensor
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -51,6 +52,12 @@ def check_seq_idx(seq_idx: Tensor | None, batch: int, length: int) -> None:
         raise TypeError(f"seq_idx has dtype {seq_idx.dtype}; expected torch.int32 or torch.int64")
     if seq_idx.shape != (batch, length):
         raise ValueError(f"seq_idx has shape {tuple(seq_idx.shape)}; expected (B, T) = ({batch}, {length})")
+
+
+def document_numbers(seq_idx_BS: Tensor) -> Tensor:
+    """Number the documents of each row 0, 1, 2, … : one begins wherever the id changes, also to an id seen before."""
+    begins_BS = torch.nn.functional.pad(seq_idx_BS[:, 1:] != seq_idx_BS[:, :-1], (1, 0))
+    return begins_BS.cumsum(dim=1)[:, : seq_idx_BS.shape[1]]
 
 
 def accumulation_dtype(*tensors: Tensor | None) -> torch.dtype:

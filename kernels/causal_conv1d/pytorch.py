@@ -9,7 +9,7 @@ Dimension letters: B batch, T length, E width, W taps, P = W − 1 + T the initi
 import torch.nn.functional
 from torch import Tensor
 
-from neural_layers.kernels.arguments import accumulation_dtype
+from neural_layers.kernels.arguments import accumulation_dtype, document_numbers
 
 
 def causal_conv1d_torch(
@@ -47,9 +47,8 @@ def causal_conv1d_torch(
 
 
 def _documents(seq_idx: Tensor, before: int) -> Tensor:
-    """The number of document borders up to each input; inputs before the first token belong to its document."""
-    begins_BT = torch.nn.functional.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (before + 1, 0))
-    return begins_BT.cumsum(dim=1)[:, : before + seq_idx.shape[1]]
+    """The number of each input's document; inputs before the first token belong to its document, number 0."""
+    return torch.nn.functional.pad(document_numbers(seq_idx), (before, 0))
 
 
 def _final_state(x_BPE: Tensor, document_BP: Tensor | None, length: int) -> Tensor:

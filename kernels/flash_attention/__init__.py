@@ -117,8 +117,9 @@ def flash_attention(
     sinks: (H,), a learned logit of each head that joins the denominator only, as in gpt-oss; differentiable
     key_padding_mask: (B, S) bool, True for a key that counts. Hidden keys and values may hold any
         number whose products stay finite
-    seq_idx: (B, S) int32 or int64, the document of each key; a query sees keys of its own document alone. The queries
-        take the last T columns, so S ≥ T
+    seq_idx: (B, S) int32 or int64, the document of each key; where it changes from one key to the next, another
+        document begins, and a query sees keys of its own alone. A number that comes back later is a new document. The
+        queries take the last T columns, so S ≥ T
     dropout_p: dropped share of P, the rest scaled by 1 / (1 − dropout_p); follows torch.manual_seed. Each backend
         draws its own mask, and that of `torch` also depends on the block length
     chunk_size: queries and keys of a block of backend `torch`, which bounds its memory; None takes a measured length.

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from neural_layers.kernels.arguments import document_numbers
+
 
 @dataclass(frozen=True)
 class Visibility:
@@ -17,7 +19,7 @@ class Visibility:
 
     It sees key position j where every part that is set agrees:
     causal: j ≤ i;  window w: i − w < j and, without causal, j < i + w;
-    key_padding_mask (B, S): its j-th element;  seq_idx (B, S): the documents of i and j are equal.
+    key_padding_mask (B, S): its j-th element;  seq_idx (B, S): the id is the same from i to j.
     """
 
     T: int
@@ -26,6 +28,10 @@ class Visibility:
     window: int | None
     key_padding_mask: Tensor | None
     seq_idx: Tensor | None
+
+    def __post_init__(self) -> None:
+        if self.seq_idx is not None:  # numbered anew, so that two ids can be compared without looking in between
+            object.__setattr__(self, "seq_idx", document_numbers(self.seq_idx))
 
     @property
     def effective_window(self) -> int | None:

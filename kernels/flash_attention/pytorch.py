@@ -70,8 +70,10 @@ def _forward(
     tiles = Tiles(q, k, v, alibi_slopes, key_padding_mask, seq_idx, seed, settings)
     lse = _sink_rows(sinks, tiles)
     out = tiles.q_rows.new_empty(*lse.shape, v.shape[-1])
-    for t0, t1, here in tiles.query_blocks():
-        out[:, here], lse[:, here] = _attend(tiles, t0, t1, lse[:, here])
+    # Inside autocast the op would otherwise multiply matrices in half precision, here and in the backward pass.
+    with torch.autocast(q.device.type, enabled=False):
+        for t0, t1, here in tiles.query_blocks():
+            out[:, here], lse[:, here] = _attend(tiles, t0, t1, lse[:, here])
     return heads(out, q, tiles.G), lse
 
 
@@ -139,11 +141,12 @@ def _backward(
     delta = (grad_rows * rows(out, tiles.G, tiles.dtype)).sum(dim=-1)
     dq, dk, dv = map(torch.zeros_like, (tiles.q_rows, tiles.k_rows, tiles.v_rows))
     dslopes = tiles.q_rows.new_zeros(tiles.G, tiles.M) if slopes_need_grad else None
-    for t0, t1, here in tiles.query_blocks():
-        for block, keys in tiles.key_blocks(t0, t1):
-            dscore = _block_backward(tiles, block, grad_rows[:, here], lse[:, here], delta[:, here], dv, dslopes)
-            dq[:, here].baddbmm_(dscore, tiles.k_rows[:, keys])
-            dk[:, keys].baddbmm_(dscore.mT, tiles.q_rows[:, here])
+    with torch.autocast(q.device.type, enabled=False):
+        for t0, t1, here in tiles.query_blocks():
+            for block, keys in tiles.key_blocks(t0, t1):
+                dscore = _block_backward(tiles, block, grad_rows[:, here], lse[:, here], delta[:, here], dv, dslopes)
+                dq[:, here].baddbmm_(dscore, tiles.k_rows[:, keys])
+                dk[:, keys].baddbmm_(dscore.mT, tiles.q_rows[:, here])
     grads = [
         heads(dq.mul_(scale), q, tiles.G),
         heads(dk.div_(tiles.q_unit), k, tiles.G),

@@ -12,7 +12,7 @@ def add(subcommands: Any) -> None:
     cvm = recipes.add_parser(
         "cvm",
         help="an encoder-decoder translator",
-        description="Train a translator (or take one with --teacher), distil a smaller one from it, and write a report.",
+        description="Train a translator (or take one with --teacher), distil a smaller one from it, write a report.",
     )
     cvm.add_argument("--out", type=Path, required=True, metavar="DIR", help="the run's folder, new or empty")
     cvm.add_argument(

@@ -69,8 +69,9 @@ def check_mixer(
     module:     anything with a mixer's face, `forward(x, *, cache, attention_mask, position_ids, seq_idx)`; it is
                 copied to `dtype`, put in evaluation mode, and its weights are moved a little by `seed`, so that zeros
                 and ones of an initialisation hide nothing
-    laws:       "all", or names from `LAWS`: `chunked`, `packed`, `packed_chunked`, `left_padding`, `padded_chunked`, `causality`,
-                `recomputed`, `finite_differences`, `state_gradient`, `beam_reorder`, `save_load`, `reference`
+    laws:       "all", or names from `LAWS`: `chunked`, `packed`, `packed_chunked`, `left_padding`, `padded_chunked`,
+                `causality`, `recomputed`, `finite_differences`, `state_gradient`, `beam_reorder`, `save_load`,
+                `reference`
     dtype:      torch.float64 or torch.float32
     dim:        the width of x; by default that of the first linear layer
     length:     T, at least 1

@@ -38,7 +38,8 @@ def _pack(s: Subject) -> tuple[dict[str, Tensor], Tensor]:
         start = 0
         for document, length in enumerate(s.random_split()):
             end = start + length
-            seq_idx[row, start:end], position_ids[row, start:end] = document, torch.arange(length)
+            # The ids alternate: a document is a run of equal ids, and one that comes back is another.
+            seq_idx[row, start:end], position_ids[row, start:end] = document % 2, torch.arange(length)
             alone.append(s.mixer(s.x[row : row + 1, start:end])[0])
             start = end
     return {"seq_idx": seq_idx, "position_ids": position_ids}, torch.cat(alone).view_as(s.x)

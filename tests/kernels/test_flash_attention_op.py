@@ -230,3 +230,15 @@ Q, KV = torch.ones(1, 3, 4, 2), torch.ones(1, 5, 2, 2)
 def test_bad_arguments_are_named(changes, error, message) -> None:
     with pytest.raises(error, match=message):
         flash_attention(**({"q": Q, "k": KV, "v": KV} | changes))
+
+
+def test_autocast_does_not_reach_into_the_op() -> None:
+    normal = seeded(0)
+    q, k, v = (normal(1, 9, 2, 4).float().requires_grad_() for _ in range(3))
+    plain = flash_attention(q, k, v, causal=True, backend="torch")
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = flash_attention(q, k, v, causal=True, backend="torch")
+        gradients = torch.autograd.grad(inside.sum(), (q, k, v))
+    assert torch.equal(inside, plain)
+    for gradient, expected in zip(gradients, torch.autograd.grad(plain.sum(), (q, k, v)), strict=True):
+        assert torch.equal(gradient, expected)
