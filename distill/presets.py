@@ -67,25 +67,26 @@ def _sizes(hidden: int, heads: int, layers: int, feed_forward: int, dropout: flo
 PRESETS = {
     # The embedded corpus in two minutes on two cores.
     "tiny": CVMPreset(
-        teacher=_sizes(160, 4, 2, 384, 0.1),
+        teacher=_sizes(128, 4, 2, 256, 0.0),
         student=_sizes(80, 4, 1, 192, 0.0),
-        vocab_size=1200,
+        vocab_size=1500,
         max_length=64,
-        teacher_training=Training(400, 64, 3e-3, 40, label_smoothing=0.1),
-        student_training=Training(400, 64, 4e-3, 40),
-        eval_steps=100,
-        eval_sentences=200,
+        teacher_training=Training(1800, 32, 2e-3, 180, label_smoothing=0.1),
+        student_training=Training(1500, 32, 3e-3, 150),
+        temperature=2.0,
+        eval_steps=300,
+        eval_sentences=150,
     ),
     # Some ten thousand real sentence pairs in forty minutes on two cores.
     "small": CVMPreset(
-        teacher=_sizes(256, 4, 3, 640, 0.2),
-        student=_sizes(128, 4, 2, 320, 0.1),
-        vocab_size=6000,
+        teacher=_sizes(192, 4, 3, 512, 0.2),
+        student=_sizes(96, 4, 2, 256, 0.1),
+        vocab_size=4000,
         max_length=128,
-        teacher_training=Training(2400, 64, 2e-3, 300, label_smoothing=0.1),
-        student_training=Training(2400, 64, 2e-3, 300),
+        teacher_training=Training(5000, 32, 2e-3, 500, label_smoothing=0.1),
+        student_training=Training(5000, 32, 2e-3, 500),
         temperature=2.0,
-        eval_steps=400,
+        eval_steps=1000,
         eval_sentences=424,
     ),
     # The specification.
