@@ -1,6 +1,7 @@
 """What is measured: each op at a size of real models, with torch's or transformers' own way beside it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as tf
@@ -32,9 +33,10 @@ def _attention(length: int, ours: Callable[..., Tensor], peer_name: str, peer: C
     return Case(f"T {length}, H 8, G 2, K 64", (q, k, v), {"neural_layers": ours, peer_name: peer})
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, **arguments: Tensor | bool) -> Tensor:
-    heads_first = (t.transpose(1, 2) for t in (q, k, v))
-    return tf.scaled_dot_product_attention(*heads_first, enable_gqa=True, **arguments).transpose(1, 2)
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """SDPA, causal where no mask is given."""
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    return tf.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=True).transpose(1, 2)
 
 
 def causal_attention(quick: bool) -> Case:
@@ -43,7 +45,7 @@ def causal_attention(quick: bool) -> Case:
         512 if quick else 2048,
         lambda q, k, v: F.flash_attention(q, k, v, causal=True),
         "SDPA",
-        lambda q, k, v: _sdpa(q, k, v, is_causal=True),
+        _sdpa,
     )
 
 
@@ -53,7 +55,7 @@ def window_attention(quick: bool) -> Case:
 
     def masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         distance = torch.arange(length).unsqueeze(1) - torch.arange(length)
-        return _sdpa(q, k, v, attn_mask=(distance >= 0) & (distance < 512))
+        return _sdpa(q, k, v, (distance >= 0) & (distance < 512))
 
     return _attention(length, lambda q, k, v: F.flash_attention(q, k, v, causal=True, window=512), "SDPA, mask", masked)
 
@@ -67,7 +69,7 @@ def alibi_attention(quick: bool) -> Case:
     def biased(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         distance = torch.arange(length).unsqueeze(1) - torch.arange(length)
         bias = torch.where(distance >= 0, -slopes.view(-1, 1, 1) * distance, float("-inf"))
-        return _sdpa(q, k, v, attn_mask=bias)
+        return _sdpa(q, k, v, bias)
 
     return _attention(
         length, lambda q, k, v: F.flash_attention(q, k, v, causal=True, alibi_slopes=slopes), "SDPA, bias", biased
@@ -84,7 +86,7 @@ def selective_scan(quick: bool) -> Case:
         torch.randn(1, length, states),
         torch.randn(1, length, states),
     )
-    contenders = {
+    contenders: dict[str, Callable[..., Any]] = {
         "neural_layers": lambda *args: F.selective_scan(*args, delta_softplus=True),
         "loop over time": lambda *args: F.selective_scan(*args, delta_softplus=True, backend="reference"),
     }

@@ -2,8 +2,9 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ class Case:
 
     size: str
     inputs: tuple[Tensor, ...]
-    contenders: dict[str, Callable[..., Tensor]]
+    contenders: Mapping[str, Callable[..., Any]]
 
 
 def medians(case: Case, repeats: int) -> dict[str, tuple[float, float]]:

@@ -3,6 +3,8 @@
 Letters: B batch, T length, V vocabulary, D student width, E teacher width.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,12 +55,12 @@ class DistillationLoss(nn.Module):
         self.projection = nn.Linear(student_dim or 0, teacher_dim or 0, bias=False) if is_projected else nn.Identity()
 
     @classmethod
-    def cvm(cls, **overrides: float) -> "DistillationLoss":
+    def cvm(cls, **overrides: Any) -> "DistillationLoss":
         """T = 6, α = 0.8, β = 0.2."""
         return cls(**{"temperature": 6.0, "alpha": 0.8, "beta": 0.2, **overrides})
 
     @classmethod
-    def ntmm(cls, student_dim: int, teacher_dim: int, **overrides: float) -> "DistillationLoss":
+    def ntmm(cls, student_dim: int, teacher_dim: int, **overrides: Any) -> "DistillationLoss":
         """T = 3, α = β = 0.5, c = 0.1, m = 0.05."""
         weights = {"temperature": 3.0, "alpha": 0.5, "beta": 0.5, "cosine": 0.1, "mse": 0.05}
         return cls(student_dim=student_dim, teacher_dim=teacher_dim, **{**weights, **overrides})

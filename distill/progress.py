@@ -33,9 +33,9 @@ class ProgressBar(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         logs = logs or {}
-        record = {"model": self.name, "step": state.global_step, **logs}
-        self.run.append_log(record)
-        self.records.append({k: v for k, v in record.items() if k != "model"})
+        record = {"step": state.global_step, **logs}
+        self.run.append_log({"model": self.name, **record})
+        self.records.append(record)
         if "loss" in logs:
             self.shown["loss"] = f"{logs['loss']:.3f}"
         if "eval_bleu" in logs:

@@ -26,9 +26,11 @@ class ValidatedTrainer(Trainer):
     Raises FloatingPointError where a step's loss is NaN or infinite, naming the step: the last checkpoint stays good.
     """
 
-    def __init__(self, *args: Any, validate: Validate, **kwargs: Any) -> None:
+    model: PreTrainedModel
+
+    def __init__(self, *, validate: Validate, **kwargs: Any) -> None:
         # Trainer refuses an evaluation strategy without a dataset, although this one never reads it.
-        super().__init__(*args, eval_dataset=kwargs.get("train_dataset"), **kwargs)
+        super().__init__(**{"eval_dataset": kwargs["train_dataset"], **kwargs})
         self.validate = validate
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -61,9 +63,9 @@ class DistillationTrainer(ValidatedTrainer):
     """
 
     def __init__(
-        self, *args: Any, teacher: PreTrainedModel | None, loss: DistillationLoss, validate: Validate, **kwargs: Any
+        self, *, teacher: PreTrainedModel | None, loss: DistillationLoss, validate: Validate, **kwargs: Any
     ) -> None:
-        super().__init__(*args, validate=validate, **kwargs)
+        super().__init__(validate=validate, **kwargs)
         if loss.needs_teacher and teacher is None:
             raise ValueError(f"the loss has alpha={loss.alpha} and so needs a teacher; give one, or alpha=0")
         if teacher is not None:

@@ -131,7 +131,9 @@ class GroupedQueryAttention(nn.Module):
         self.k_norm = RMSNorm(head_dim) if qk_norm else nn.Identity()
         self.gate_proj = nn.Linear(dim, num_heads * head_dim, bias=bias) if gate else None
         self.sinks = nn.Parameter(torch.zeros(num_heads)) if sinks else None
-        self.rotary = RotaryEmbedding(head_dim) if position == "rope" else position if position != "alibi" else None
+        self.rotary = position if isinstance(position, RotaryEmbedding) else None
+        if position == "rope":
+            self.rotary = RotaryEmbedding(head_dim)
         alibi_heads = num_heads if position == "alibi" else None
         self.attention = FlashAttention(causal=causal, window=window, alibi_heads=alibi_heads, dropout=dropout)
 

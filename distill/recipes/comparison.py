@@ -3,6 +3,7 @@
 import random
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ _TIMED_SENTENCES, _WORST, _RANDOM = 30, 5, 7
 
 
 def compare(
-    models: dict[str, nn.Module],
+    models: Mapping[str, nn.Module],
     trained: dict[str, TrainedModel],
     tokenizer: Any,
     test: list[SentencePair],
@@ -55,7 +56,7 @@ def compare(
     }
 
 
-def _latencies(models: dict[str, nn.Module], tokenizer: Any, sentences: list[str]) -> dict[str, dict[str, float]]:
+def _latencies(models: Mapping[str, nn.Module], tokenizer: Any, sentences: list[str]) -> dict[str, dict[str, float]]:
     """Milliseconds to translate one sentence, greedily; the models take turns, so that a busy machine slows all."""
     times: dict[str, list[float]] = {name: [] for name in models}
     for sentence in [sentences[0], *sentences]:

@@ -13,16 +13,15 @@ import transformers
 from transformers import set_seed
 
 from neural_layers import __version__
-from neural_layers.distill.data.pairs import SentencePair, read_pairs
 from neural_layers.distill.data.tokenizer import train_tokenizer
 from neural_layers.distill.losses import DistillationLoss
 from neural_layers.distill.presets import CVMPreset, preset_named
 from neural_layers.distill.recipes.comparison import compare
 from neural_layers.distill.recipes.loading import load_teacher, load_tokenizer
+from neural_layers.distill.recipes.splits import load_splits
 from neural_layers.distill.recipes.training import TrainedModel, train_translator
 from neural_layers.distill.report import write_report
 from neural_layers.distill.run_folder import RunFolder, save_json
-from neural_layers.errors import InputError
 from neural_layers.models.cvm import CVMConfig, CVMForConditionalGeneration
 
 
@@ -51,29 +50,6 @@ class CVMOptions:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Splits:
-    """Sentence pairs to learn from, to choose by, and to judge by."""
-
-    name: str
-    train: list[SentencePair]
-    valid: list[SentencePair]
-    test: list[SentencePair]
-
-
-def load_splits(options: CVMOptions) -> Splits:
-    """Read the three files, or generate the embedded corpus. Raises InputError for files that are missing or bad."""
-    files = (options.data, options.valid, options.test)
-    if all(file is None for file in files):
-        from neural_layers.distill.data.corpus import generate_corpus
-
-        corpus = generate_corpus()
-        return Splits("embedded corpus", corpus.train, corpus.valid, corpus.test)
-    if options.data is None or options.valid is None or options.test is None:
-        raise InputError("--data, --valid and --test go together: give all three, or none for the embedded corpus")
-    return Splits(str(options.data), read_pairs(options.data), read_pairs(options.valid), read_pairs(options.test))
-
-
 def distill_cvm(options: CVMOptions, command: str = "") -> dict[str, Any]:
     """Run the recipe; return the content of `report.json`. All input is checked before anything is written.
 
@@ -82,7 +58,7 @@ def distill_cvm(options: CVMOptions, command: str = "") -> dict[str, Any]:
     started = time.perf_counter()
     steps = options.steps if options.teacher_steps is None else options.teacher_steps
     preset = preset_named(options.preset).with_steps(options.steps, steps)
-    splits = load_splits(options)
+    splits = load_splits(options.data, options.valid, options.test)
     teacher, tokenizer = _given(options)
     run = RunFolder(options.out)
     if tokenizer is None:

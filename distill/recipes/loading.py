@@ -29,9 +29,10 @@ def load_teacher(folder: Path, tokenizer: Any = None) -> tuple[CVMForConditional
             raise InputError(f"{folder} holds no {name}; --teacher takes a folder such as RUN/teacher")
     own = load_tokenizer(folder)
     try:
-        model, info = CVMForConditionalGeneration.from_pretrained(
+        loaded: Any = CVMForConditionalGeneration.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
+        model, info = loaded
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"the model in {folder} cannot be read: {reason}") from error

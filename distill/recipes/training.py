@@ -2,26 +2,19 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from neural_layers.distill.data.batches import TranslationCollator, TranslationDataset
-from neural_layers.distill.data.pairs import SentencePair
 from neural_layers.distill.losses import DistillationLoss
 from neural_layers.distill.presets import CVMPreset, Training
 from neural_layers.distill.progress import ProgressBar
+from neural_layers.distill.recipes.splits import Splits
 from neural_layers.distill.run_folder import RunFolder
 from neural_layers.distill.trainer import DistillationTrainer
 from neural_layers.distill.validation import TranslationValidator
-
-
-class PairSplits(Protocol):
-    """What training needs of the data."""
-
-    train: list[SentencePair]
-    valid: list[SentencePair]
 
 
 @dataclass(frozen=True)
@@ -38,7 +31,7 @@ def train_translator(
     name: str,
     model: PreTrainedModel,
     tokenizer: Any,
-    splits: PairSplits,
+    splits: Splits,
     preset: CVMPreset,
     training: Training,
     run: RunFolder,

@@ -26,9 +26,11 @@ def translation_quality(hypotheses: Sequence[str], references: Sequence[str]) ->
 
     if len(hypotheses) != len(references) or not references:
         raise ValueError(f"{len(hypotheses)} hypotheses for {len(references)} references; expected as many, and one")
-    scores = [metric.corpus_score(hypotheses, [references]).score for metric in (BLEU(), CHRF(), TER())]
+    bleu, chrf, ter = (
+        round(metric.corpus_score(hypotheses, [references]).score, 4) for metric in (BLEU(), CHRF(), TER())
+    )
     exact = sum(h == r for h, r in zip(hypotheses, references, strict=True)) / len(references)
-    return Quality(*(round(score, 4) for score in scores), exact)
+    return Quality(bleu, chrf, ter, exact)
 
 
 def sentence_chrf(hypothesis: str, reference: str) -> float:

@@ -15,10 +15,11 @@ from neural_layers.distill.validation.metrics import Quality, sentence_chrf, tra
 
 @torch.no_grad()
 def translate(
-    model: nn.Module, tokenizer: Any, sentences: Sequence[str], *, batch_size: int = 64, num_beams: int = 1
+    model: Any, tokenizer: Any, sentences: Sequence[str], *, batch_size: int = 64, num_beams: int = 1
 ) -> list[str]:
     """Translate, greedily or by beams, in batches of like length; the order of `sentences` is kept.
 
+    model: a transformers encoder-decoder with `generate`. tokenizer: its tokenizer.
     A translation may be twice as long as its source and 16 tokens more, within the model's length.
     """
     order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))

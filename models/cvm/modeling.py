@@ -46,7 +46,7 @@ class CVMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: CVMConfig) -> None:
         super().__init__(config)
-        self.shared = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.shared: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.encoder = CVMEncoder(config, self.shared)
         self.decoder = CVMDecoder(config, self.shared)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -3,10 +3,12 @@
 Letters: B batch, T target length, S source length, D width.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 
 from neural_layers.attention import GroupedQueryAttention
@@ -47,7 +49,7 @@ def build_block(config: CVMConfig, *, is_decoder: bool) -> EnhancedBlock:
 class _Stack(nn.Module):
     """Embedding, blocks and last norm, which encoder and decoder share."""
 
-    def __init__(self, config: CVMConfig, embed_tokens: nn.Embedding, num_layers: int, *, is_decoder: bool) -> None:
+    def __init__(self, config: CVMConfig, embed_tokens: nn.Module, num_layers: int, *, is_decoder: bool) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = embed_tokens
@@ -55,6 +57,8 @@ class _Stack(nn.Module):
         self.layers = nn.ModuleList(build_block(config, is_decoder=is_decoder) for _ in range(num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False
+        # Replaced by transformers where checkpointing is turned on.
+        self._gradient_checkpointing_func: Callable[..., Tensor] = checkpoint
 
     def embed(self, input_ids: Tensor, past: int = 0) -> Tensor:
         length, limit = past + input_ids.shape[1], self.config.max_position_embeddings
@@ -83,7 +87,7 @@ class CVMEncoder(_Stack):
 
     main_input_name = "input_ids"
 
-    def __init__(self, config: CVMConfig, embed_tokens: nn.Embedding) -> None:
+    def __init__(self, config: CVMConfig, embed_tokens: nn.Module) -> None:
         super().__init__(config, embed_tokens, config.num_hidden_layers, is_decoder=False)
         self.merge = CountVectorMerge(config.hidden_size, config.rms_norm_eps) if config.count_vector_merge else None
 
@@ -109,7 +113,7 @@ class CVMEncoder(_Stack):
 class CVMDecoder(_Stack):
     """Tokens of the target and states of the source → states (B, T, D)."""
 
-    def __init__(self, config: CVMConfig, embed_tokens: nn.Embedding) -> None:
+    def __init__(self, config: CVMConfig, embed_tokens: nn.Module) -> None:
         super().__init__(config, embed_tokens, config.num_decoder_layers or 0, is_decoder=True)
 
     def forward(

@@ -30,7 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 where it succeeded, 2 for bad input, which is told in one line on standard error."""
+    """Run a command; 0 where it succeeded, 2 for bad input, 1 for what broke on the way (a loss that is not finite, a
+    full disk); both are told in one line on standard error."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         options = build_parser().parse_args(given)
@@ -40,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, ImportError) as error:
         print(f"neural-layers: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except (FloatingPointError, OSError) as error:
+        print(f"neural-layers: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("neural-layers: interrupted; checkpoints written so far are whole", file=sys.stderr)
         return 130
