@@ -3,6 +3,7 @@
 Run as `python -m tests.check_types`.
 """
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,10 +13,26 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def source_files(*patterns: str) -> list[Path]:
+    """The checkout's files, relative to its root: those that git tracks, and new ones that it does not ignore."""
+    command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", *patterns]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [Path(line) for line in listed if (ROOT / line).is_file()]
+
+
 def build_wheel(folder: Path) -> Path:
-    """Build the wheel of the checkout into `folder`, with the build tools that are installed."""
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    """Build the wheel from a copy of the checkout's files, with the build tools that are installed.
+
+    A copy, because setuptools takes what an earlier build left in `build/` into the wheel.
+    """
+    source = folder / "source"
+    for path in source_files():
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / path, source / path)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the wheel does not build:\n{done.stdout}{done.stderr}")
     (wheel,) = folder.glob("*.whl")
     return wheel
 

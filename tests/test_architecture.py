@@ -1,23 +1,17 @@
 """The layers of the library, read off the source: who imports whom, and how long files are."""
 
 import ast
-import subprocess
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.check_types import ROOT, source_files
+
 LAYERS = {"kernels": 0, "neural_layers": 1, "models": 2, "distill": 3, "benchmarks": 4, "tests": 5}
 
 
 def sources() -> list[Path]:
-    listed = subprocess.run(
-        ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "*.py", "*.c", "*.h"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return [Path(line) for line in listed.stdout.splitlines() if (ROOT / line).is_file()]
+    return source_files("*.py", "*.c", "*.h")
 
 
 def imported_modules(source: str) -> list[str]:

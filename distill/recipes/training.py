@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
@@ -48,12 +49,16 @@ def train_translator(
     folder = run.path / "validation" if name == "student" else run.path / "validation" / name
     validate = TranslationValidator(splits.valid[: preset.eval_sentences], tokenizer, folder, teacher=teacher)
     progress = ProgressBar(name, run)
+    dataset = TranslationDataset(splits.train, tokenizer, preset.max_length)
+    if dataset.dropped:
+        longer = f"a side of more than {preset.max_length} tokens"
+        tqdm.write(f"{name}: {dataset.dropped} of {len(splits.train)} pairs have {longer} and are left out")
     if loss is None:
         loss = DistillationLoss(alpha=0.0, beta=1.0, label_smoothing=training.label_smoothing)
     trainer = DistillationTrainer(
         model=model,
         args=_arguments(run, name, preset, training, seed),
-        train_dataset=TranslationDataset(splits.train, tokenizer, preset.max_length),
+        train_dataset=dataset,
         data_collator=TranslationCollator(tokenizer),
         callbacks=[progress],
         validate=validate,

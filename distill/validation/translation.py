@@ -1,6 +1,7 @@
 """Translating sentences with a model, and validating it by that."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ def translate(
     """Translate, greedily or by beams, in batches of like length; the order of `sentences` is kept.
 
     model: a transformers encoder-decoder with `generate`. tokenizer: its tokenizer.
-    A translation may be twice as long as its source and 16 tokens more, within the model's length.
+    A translation may be twice as long as its source and 16 tokens more, within the model's length. A source over that
+    length is cut, with a warning.
     """
     order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
     limit, translations = model.config.max_position_embeddings, [""] * len(sentences)
@@ -29,6 +31,9 @@ def translate(
         batch = tokenizer(
             [sentences[i] for i in rows], return_tensors="pt", padding=True, truncation=True, max_length=limit
         )
+        cut = sum(bool(encoding.overflowing) for encoding in batch.encodings)
+        if cut:
+            warnings.warn(f"{cut} sentences are longer than the model's {limit} tokens and are cut", stacklevel=2)
         source, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
         longest = min(2 * source.shape[1] + 16, limit - 1)
         output = model.generate(source, attention_mask=mask, max_new_tokens=longest, num_beams=num_beams)

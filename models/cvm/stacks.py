@@ -64,8 +64,18 @@ class _Stack(nn.Module):
         length, limit = past + input_ids.shape[1], self.config.max_position_embeddings
         if length > limit:
             raise ValueError(f"{length} tokens are more than max_position_embeddings={limit}")
+        self._check_ids(input_ids)
         # √D, as in "Attention Is All You Need": a tied embedding is small, because it is also the output layer.
         return self.embed_tokens(input_ids) * self.config.hidden_size**0.5
+
+    def _check_ids(self, input_ids: Tensor) -> None:
+        # On the CPU alone, where looking costs nothing; a graph cannot look, and a GPU would have to wait.
+        if torch.compiler.is_compiling() or input_ids.device.type != "cpu" or not input_ids.numel():
+            return
+        low, high = (int(bound) for bound in input_ids.aminmax())
+        if low < 0 or high >= self.config.vocab_size:
+            wrong = low if low < 0 else high
+            raise ValueError(f"token id {wrong} lies outside the vocabulary of {self.config.vocab_size}")
 
     def run(self, x: Tensor, *, collect: bool, per_layer: Any = None, **shared: Any) -> tuple[Tensor, Any]:
         """All blocks and the norm; the states before each block and after the norm where `collect`."""

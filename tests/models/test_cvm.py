@@ -203,6 +203,8 @@ def test_model_is_traced_without_graph_breaks() -> None:
         (lambda m, i: m(i, decoder_input_ids=torch.ones(1, 65, dtype=torch.long)), "65 tokens are more than .*=64"),
         (lambda m, i: m(torch.ones(1, 65, dtype=torch.long), labels=i), "65 tokens are more than"),
         (lambda m, i: m(i), "needs `labels` or `decoder_input_ids`"),
+        (lambda m, i: m(i + 50, labels=i), "token id 55 lies outside the vocabulary of 50"),
+        (lambda m, i: m(i, decoder_input_ids=i - 9), "token id -4 lies outside"),
         (lambda m, i: m(i, labels=i, output_attentions=True), "output_attentions=True"),
         (lambda m, i: m.generate(i, cache_implementation="static", max_new_tokens=2), "use a DynamicCache"),
         (lambda m, i: m(i, labels=i, past_key_values=StaticCache(m.config, 9)), "EncoderDecoderCache"),
