@@ -2,14 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-OUT ?= runs/demo
 RUN := $(BIN)/python -m
 
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/.train
-	rm -rf $(OUT)
-	$(RUN) neural_layers distill cvm --preset tiny --out $(OUT)
+	rm -rf runs/demo
+	$(RUN) neural_layers distill cvm --preset tiny --out runs/demo
 
 test: $(VENV)/.test
 	$(RUN) pytest -n 2

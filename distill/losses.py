@@ -3,6 +3,7 @@
 Letters: B batch, T length, V vocabulary, D student width, E teacher width.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -13,18 +14,20 @@ IGNORED = -100
 
 
 class DistillationLoss(nn.Module):
-    """α·(T²·KL(teacher ‖ student) + c·cosine + m·MSE) + β·hard, each a mean over the tokens whose label counts.
+    """α·(k·T²·KL(teacher ‖ student) + c·cosine + m·MSE) + β·hard, each a mean over the tokens whose label counts.
 
       KL      of the softmaxes of logits / T over the vocabulary (arXiv 1503.02531)
       cosine  1 − cos(projected student state, teacher state) of the last hidden states
       MSE     of the logits, a mean over the vocabulary
       hard    cross-entropy with the labels, smoothed by `label_smoothing`
 
-    temperature: T > 0. alpha, beta, cosine, mse: weights ≥ 0; zero turns a part off and nothing of it is computed.
+    temperature: T > 0. alpha, beta, kl, cosine, mse: weights ≥ 0, k = 1; zero turns a part off and nothing of it is
+    computed.
     student_dim, teacher_dim: the hidden widths, needed for `cosine`; where they differ, student states pass a learned
     projection without bias.
 
-    Raises ValueError for weights or a temperature out of range, and for `cosine` without both widths.
+    Raises ValueError for weights or a temperature out of range, for weights that turn every part off, and for `cosine`
+    without both widths.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class DistillationLoss(nn.Module):
         temperature: float = 6.0,
         alpha: float = 0.8,
         beta: float = 0.2,
+        kl: float = 1.0,
         cosine: float = 0.0,
         mse: float = 0.0,
         label_smoothing: float = 0.0,
@@ -40,16 +44,19 @@ class DistillationLoss(nn.Module):
         teacher_dim: int | None = None,
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature} must be positive")
-        for name, weight in (("alpha", alpha), ("beta", beta), ("cosine", cosine), ("mse", mse)):
-            if not weight >= 0:
-                raise ValueError(f"{name}={weight} must not be negative")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature={temperature} must be positive and finite")
+        weights = {"alpha": alpha, "beta": beta, "kl": kl, "cosine": cosine, "mse": mse}
+        for name, weight in weights.items():
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"{name}={weight} must be finite and not negative")
+        if not beta and not (alpha and (kl or cosine or mse)):
+            raise ValueError(f"every part of the loss is turned off: {weights}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing={label_smoothing} must lie in [0, 1)")
         if cosine and (student_dim is None or teacher_dim is None):
             raise ValueError(f"cosine={cosine} needs student_dim and teacher_dim")
-        self.temperature, self.alpha, self.beta = temperature, alpha, beta
+        self.temperature, self.alpha, self.beta, self.kl = temperature, alpha, beta, kl
         self.cosine, self.mse, self.label_smoothing = cosine, mse, label_smoothing
         is_projected = bool(cosine) and student_dim != teacher_dim
         self.projection = nn.Linear(student_dim or 0, teacher_dim or 0, bias=False) if is_projected else nn.Identity()
@@ -94,7 +101,8 @@ class DistillationLoss(nn.Module):
         if student_logits.shape[:-1] != labels.shape:
             raise ValueError(f"labels have shape {tuple(labels.shape)}; logits {tuple(student_logits.shape)}")
         counted = labels != IGNORED
-        total_items = counted.sum().clamp_min(1) if num_items is None else num_items
+        items = counted.sum() if num_items is None else torch.as_tensor(num_items, device=labels.device)
+        items = items.clamp_min(1)  # a batch without labels costs nothing
         # The rows that count, in at least float32: a KL over a vocabulary in half precision loses its digits.
         student = _widen(student_logits[counted])
         parts: dict[str, Tensor] = {}
@@ -103,7 +111,8 @@ class DistillationLoss(nn.Module):
             parts["hard"] = F.cross_entropy(student, target, reduction="sum", label_smoothing=self.label_smoothing)
         if self.needs_teacher:
             teacher = self._teacher_rows(student_logits, teacher_logits, counted)
-            parts["kl"] = self._divergence(student, teacher)
+            if self.kl:
+                parts["kl"] = self._divergence(student, teacher)
             if self.mse:
                 parts["mse"] = F.mse_loss(student, teacher, reduction="sum") / student.shape[-1]
         if self.needs_hidden_states:
@@ -111,10 +120,10 @@ class DistillationLoss(nn.Module):
                 raise ValueError(f"cosine={self.cosine} needs student_hidden and teacher_hidden")
             projected = _widen(self.projection(student_hidden[counted]))
             parts["cosine"] = (1 - F.cosine_similarity(projected, _widen(teacher_hidden[counted]), dim=-1)).sum()
-        parts = {name: part / total_items for name, part in parts.items()}
+        parts = {name: part / items for name, part in parts.items()}
         weights = {
             "hard": self.beta,
-            "kl": self.alpha,
+            "kl": self.alpha * self.kl,
             "mse": self.alpha * self.mse,
             "cosine": self.alpha * self.cosine,
         }

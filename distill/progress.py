@@ -1,5 +1,6 @@
 """What a person sees while a model trains, and what the log keeps of it."""
 
+import math
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -14,7 +15,7 @@ class ProgressBar(TrainerCallback):
     def __init__(self, name: str, run: RunFolder) -> None:
         self.name, self.run = name, run
         self.shown: dict[str, str] = {}
-        self.records: list[dict[str, float]] = []
+        self.records: list[dict[str, float | None]] = []
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -32,13 +33,14 @@ class ProgressBar(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        logs = logs or {}
+        # A gradient norm may overflow while the loss stays finite; JSON has no number for it.
+        logs = {k: v if math.isfinite(v) else None for k, v in (logs or {}).items()}
         record = {"step": state.global_step, **logs}
         self.run.append_log({"model": self.name, **record})
         self.records.append(record)
-        if "loss" in logs:
+        if logs.get("loss") is not None:
             self.shown["loss"] = f"{logs['loss']:.3f}"
-        if "eval_bleu" in logs:
+        if logs.get("eval_bleu") is not None:
             self.shown["BLEU"] = f"{logs['eval_bleu']:.1f}"
         self.bar.set_postfix(self.shown, refresh=False)
 

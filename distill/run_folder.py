@@ -14,9 +14,14 @@ from neural_layers.errors import InputError
 def save_text(path: Path, text: str) -> None:
     """Write beside and rename, so that an interruption leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
+    beside = _beside(path)
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
+
+
+def _beside(path: Path) -> Path:
+    """A name in the same folder that no other process uses."""
+    return path.with_name(f"{path.name}.{os.getpid()}.part")
 
 
 def save_json(path: Path, content: Any) -> None:
@@ -28,7 +33,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file beside and rename."""
     from safetensors.torch import save_file
 
-    beside = path.with_name(path.name + ".part")
+    beside = _beside(path)
     save_file(tensors, beside)
     os.replace(beside, path)
 
@@ -49,7 +54,8 @@ class RunFolder:
 
     def save_model(self, name: str, model: Any, tokenizer: Any) -> Path:
         """Write weights (safetensors), config and tokenizer to the folder `name`; return it."""
-        target, beside = self.path / name, self.path / f"{name}.part"
+        target = self.path / name
+        beside = _beside(target)
         shutil.rmtree(beside, ignore_errors=True)
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
@@ -57,6 +63,6 @@ class RunFolder:
         return target
 
     def append_log(self, record: dict[str, Any]) -> None:
-        """Add a line to `train_log.jsonl`."""
+        """Add a line to `train_log.jsonl`. Raises ValueError for NaN and infinity."""
         with (self.path / "train_log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record, allow_nan=False) + "\n")

@@ -45,6 +45,10 @@ class FlashAttention(nn.Module):
         chunk_size: int | None = None,
     ) -> None:
         super().__init__()
+        if window is not None and window < 1:
+            raise ValueError(f"window={window} must be at least 1; None is no window")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout} must lie in [0, 1)")
         self.causal, self.window, self.alibi_heads = causal, window, alibi_heads
         self.scale, self.softcap, self.dropout, self.chunk_size = scale, softcap, dropout, chunk_size
 
@@ -95,10 +99,10 @@ class GroupedQueryAttention(nn.Module):
     forward(x (B, T, D), *, cache, attention_mask, position_ids, seq_idx) → (B, T, D), where with P tokens in the cache
       cache:          `LayerCache` or a layer of transformers' cache; None for none
       attention_mask: (B, P + T), true or nonzero for a token that counts
-      position_ids:   (T,) or (B, T); by default P … P + T − 1
+      position_ids:   (T,), (1, T) or (B, T); by default P … P + T − 1
       seq_idx:        (B, P + T), the document of each token; documents do not see each other
 
-    Raises ValueError for head counts and shapes that do not fit.
+    Raises ValueError for head counts and shapes that do not fit, and for a cache of a narrower window.
     """
 
     def __init__(
@@ -147,6 +151,7 @@ class GroupedQueryAttention(nn.Module):
         seq_idx: Tensor | None = None,
     ) -> Tensor:
         past = 0 if cache is None else cache.get_seq_length()
+        check_window(cache, self.attention.window)
         check_covers("attention_mask", attention_mask, x, past)
         check_covers("seq_idx", seq_idx, x, past)
         q_BTHK = self.q_norm(self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim)))
@@ -155,6 +160,8 @@ class GroupedQueryAttention(nn.Module):
         if self.rotary is not None:
             if position_ids is None:
                 position_ids = torch.arange(past, past + x.shape[1], device=x.device)
+            elif position_ids.ndim == 2 and position_ids.shape[0] == 1:
+                position_ids = position_ids[0]  # as transformers gives positions that all rows share
             cos, sin = self.rotary(position_ids, torch.promote_types(x.dtype, torch.float32))
             q_BTHK, k_BTGK = apply_rotary(q_BTHK, cos, sin), apply_rotary(k_BTGK, cos, sin)
 
@@ -182,6 +189,13 @@ def resolve_head_dim(dim: int, num_heads: int, num_kv_heads: int, head_dim: int 
     if head_dim is None and dim % num_heads:
         raise ValueError(f"dim={dim} must be a multiple of num_heads={num_heads}, or head_dim must be given")
     return dim // num_heads if head_dim is None else head_dim
+
+
+def check_window(cache: Any, window: int | None) -> None:
+    """Raise ValueError where the cache drops keys that the attention's window still sees."""
+    kept = getattr(cache, "window", None) or getattr(cache, "sliding_window", None)
+    if kept is not None and (window is None or kept < window):
+        raise ValueError(f"the cache keeps a window of {kept} tokens, and the attention has window={window}")
 
 
 def check_covers(name: str, mask: Tensor | None, x_BTD: Tensor, past: int) -> None:

@@ -28,6 +28,7 @@ class EnhancedBlock(nn.Module):
     layer_scale:     the initial value of a learned scale on each branch, or None for no scale
     drop_path:       the probability of stochastic depth on each branch
     dropout:         on the output of each branch
+    norm_eps:        of the branches' RMSNorm
 
     A slot given as None is absent, and so is its branch.
 
@@ -51,6 +52,7 @@ class EnhancedBlock(nn.Module):
         layer_scale: float | None = None,
         drop_path: float = 0.0,
         dropout: float = 0.0,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         if mixer is DEFAULT:
@@ -70,7 +72,7 @@ class EnhancedBlock(nn.Module):
                 return None
             scale = None if layer_scale is None else LayerScale(dim, layer_scale)
             drops = [nn.Dropout(dropout)] * (dropout > 0) + [StochasticDepth(drop_path)] * (drop_path > 0)
-            return residual(RMSNorm(dim), inner, scale, nn.Sequential(*drops))
+            return residual(RMSNorm(dim, norm_eps), inner, scale, nn.Sequential(*drops))
 
         self.mixer = branch(mixer)
         self.cross_attention = branch(cross_attention)
@@ -90,6 +92,8 @@ class EnhancedBlock(nn.Module):
     ) -> Tensor:
         if self.mixer is not None:
             x = self.mixer(x, cache=cache, attention_mask=attention_mask, position_ids=position_ids, seq_idx=seq_idx)
+        elif any(given is not None for given in (cache, attention_mask, position_ids, seq_idx)):
+            raise ValueError("cache, attention_mask, position_ids and seq_idx need a mixer, and this block has none")
         if self.cross_attention is not None:
             x = self.cross_attention(x, context, context_mask=context_mask, cache=cross_cache)
         elif context is not None or context_mask is not None or cross_cache is not None:

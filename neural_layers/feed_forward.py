@@ -13,7 +13,9 @@ class _GatedFeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int | None = None, *, bias: bool = False) -> None:
         super().__init__()
-        hidden_dim = hidden_dim or default_hidden_dim(dim)
+        hidden_dim = default_hidden_dim(dim) if hidden_dim is None else hidden_dim
+        if hidden_dim < 1:
+            raise ValueError(f"hidden_dim={hidden_dim} must be at least 1")
         self.gate_proj = nn.Linear(dim, hidden_dim, bias=bias)
         self.up_proj = nn.Linear(dim, hidden_dim, bias=bias)
         self.down_proj = nn.Linear(hidden_dim, dim, bias=bias)

@@ -22,7 +22,8 @@ class Mamba(nn.Module):
     dim: D. state_dim: N. conv_width: W. expand: E / D. dt_rank: R, by default D / 16 rounded up.
 
     forward(x (B, T, D), *, cache, attention_mask, position_ids, seq_idx) → (B, T, D), where with P tokens seen before
-      cache:          `LayerCache` or a linear-attention layer of transformers' cache; None for none
+      cache:          `LayerCache`, or a linear-attention layer of transformers' cache, which overwrites its state in
+                      place and so serves inference alone; None for none
       attention_mask: (B, P + T) or (B, T), true or nonzero for a token that counts. Padding on the left leaves the
                       state at zero; padding on the right changes no output of a real token, but what lies in the cache
                       after it has run on through the padding

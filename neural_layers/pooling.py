@@ -4,6 +4,7 @@ Letters: B batch, T length, D width, H heads, K head width, Q learned queries.
 """
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from neural_layers.kernels.arguments import match_shapes
@@ -24,8 +25,8 @@ class AttentionPooling(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, num_queries: int = 1) -> None:
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"dim={dim} must be a multiple of num_heads={num_heads}")
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"dim={dim} must be a multiple of num_heads={num_heads}, which is at least 1")
         self.num_heads, self.num_queries = num_heads, num_queries
         self.query = nn.Parameter(torch.randn(num_queries, dim) * dim**-0.5)
         self.kv_proj = nn.Linear(dim, 2 * dim, bias=False)
@@ -33,8 +34,8 @@ class AttentionPooling(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         _check_mask(x, mask)
-        k_BTHK, v_BTHK = self.kv_proj(x).unflatten(-1, (2, self.num_heads, -1)).unbind(dim=2)
-        q_BQHK = self.query.to(k_BTHK.dtype).unflatten(-1, (self.num_heads, -1)).expand(x.shape[0], -1, -1, -1)
+        k_BTHK, v_BTHK = rearrange(self.kv_proj(x), "b t (two h k) -> two b t h k", two=2, h=self.num_heads)
+        q_BQHK = repeat(self.query.to(k_BTHK.dtype), "q (h k) -> b q h k", b=x.shape[0], h=self.num_heads)
         padding = None if mask is None else mask.bool()
         pooled_BQD = self.o_proj(flash_attention(q_BQHK, k_BTHK, v_BTHK, key_padding_mask=padding).flatten(2))
         return pooled_BQD.squeeze(1) if self.num_queries == 1 else pooled_BQD

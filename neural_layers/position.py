@@ -19,7 +19,8 @@ class RotaryEmbedding(nn.Module):
     """The cosines and sines of RoPE (arXiv 2104.09864): angle[t, i] = position[t] · base^(−2i/K).
 
     head_dim: K, even. base: the wavelength base.
-    scaling:  None, or a dict as in transformers' `rope_parameters`: `rope_type` one of
+    scaling:  None, or a dict with the fields of transformers' `rope_parameters` less `rope_theta`, which is `base`:
+              `rope_type` one of "default" (none),
               "linear"  (positions divided by `factor`),
               "dynamic" (NTK: the base grows once positions pass `original_max_position_embeddings`),
               "yarn"    (arXiv 2309.00071; optional `beta_fast`, `beta_slow`, `attention_factor`),
@@ -38,8 +39,12 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         if head_dim % 2:
             raise ValueError(f"head_dim={head_dim} must be even")
+        if scaling == {"rope_type": "default"}:
+            scaling = None
         if scaling is not None:
             _check_scaling(scaling)
+            if scaling["rope_type"] == "dynamic" and head_dim < 4:
+                raise ValueError(f"head_dim={head_dim} must be at least 4 for rope_type='dynamic'")
         self.head_dim, self.base, self.scaling = head_dim, base, scaling
 
     def forward(self, position_ids: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,8 @@
 """The CVM recipe: a teacher, a student distilled from it, and a report of what was kept."""
 
 import platform
+import shutil
+import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +24,7 @@ from neural_layers.distill.recipes.splits import load_splits
 from neural_layers.distill.recipes.training import TrainedModel, train_translator
 from neural_layers.distill.report import write_report
 from neural_layers.distill.run_folder import RunFolder, save_json
+from neural_layers.errors import InputError
 from neural_layers.models.cvm import CVMConfig, CVMForConditionalGeneration
 
 
@@ -59,7 +62,7 @@ def distill_cvm(options: CVMOptions, command: str = "") -> dict[str, Any]:
     steps = options.steps if options.teacher_steps is None else options.teacher_steps
     preset = preset_named(options.preset).with_steps(options.steps, steps)
     splits = load_splits(options.data, options.valid, options.test)
-    teacher, tokenizer = _given(options)
+    teacher, tokenizer = _given(options, preset)
     run = RunFolder(options.out)
     if tokenizer is None:
         tokenizer = train_tokenizer(splits.train, preset.vocab_size)
@@ -115,17 +118,34 @@ def distill_cvm(options: CVMOptions, command: str = "") -> dict[str, Any]:
     return report
 
 
-def _given(options: CVMOptions) -> tuple[CVMForConditionalGeneration | None, Any]:
-    """The teacher and the tokenizer that the options name, checked against each other."""
+def _given(options: CVMOptions, preset: CVMPreset) -> tuple[CVMForConditionalGeneration | None, Any]:
+    """The teacher and the tokenizer that the options name, checked against each other and against the preset."""
+    if not 0 <= options.seed < 2**32:
+        raise InputError(f"seed {options.seed} is out of range; give one from 0 to {2**32 - 1}")
     tokenizer = None if options.tokenizer is None else load_tokenizer(options.tokenizer)
     if options.teacher is None:
         return None, tokenizer
-    return load_teacher(options.teacher, tokenizer)
+    teacher, tokenizer = load_teacher(options.teacher, tokenizer)
+    limit = teacher.config.max_position_embeddings
+    if limit < preset.max_length:
+        raise InputError(
+            f"the teacher in {options.teacher} takes {limit} tokens, and preset {options.preset!r} has sentences of up "
+            f"to {preset.max_length}; give the preset that it was trained with"
+        )
+    return teacher, tokenizer
 
 
 def _new_model(preset: CVMPreset, sizes: dict[str, Any], tokenizer: Any, seed: int) -> CVMForConditionalGeneration:
     set_seed(seed)
-    config = CVMConfig(vocab_size=len(tokenizer), max_position_embeddings=2 * preset.max_length, **sizes)
+    config = CVMConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=2 * preset.max_length,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.bos_token_id,
+        **sizes,
+    )
     return CVMForConditionalGeneration(config)
 
 
@@ -152,10 +172,8 @@ def _versions() -> dict[str, str]:
 
 def _git_revision() -> str | None:
     """The commit of the checkout that this package runs from, None where it is installed."""
-    import subprocess
-
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
+    if not (root / ".git").exists() or shutil.which("git") is None:
         return None
     found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return found.stdout.strip() or None

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from neural_layers.distill.data.tokenizer import vocabulary_fingerprint
@@ -12,10 +11,25 @@ from neural_layers.models.cvm import CVMForConditionalGeneration
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in `folder`. Raises InputError where there is none."""
+    """The tokenizer in `folder`. Raises InputError where there is none, it cannot be read, or it does not serve a
+    translator: without tokens for padding, start and end, or without the end after each sentence."""
     if not (folder / "tokenizer.json").is_file():
         raise InputError(f"{folder} holds no tokenizer.json; give a folder that a tokenizer was saved to")
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    # What a broken file raises differs from library to library; whatever it is, the folder cannot be used.
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise InputError(f"the tokenizer in {folder} cannot be read: {_first_line(error)}") from error
+    missing = [name for name in ("pad_token", "bos_token", "eos_token") if getattr(tokenizer, name) is None]
+    if missing:
+        raise InputError(f"the tokenizer in {folder} has no {missing[0]}; a translator needs one")
+    if tokenizer("a")["input_ids"][-1:] != [tokenizer.eos_token_id]:
+        raise InputError(f"the tokenizer in {folder} does not end a sentence with its eos_token; a translator needs it")
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def load_teacher(folder: Path, tokenizer: Any = None) -> tuple[CVMForConditionalGeneration, Any]:
@@ -33,9 +47,8 @@ def load_teacher(folder: Path, tokenizer: Any = None) -> tuple[CVMForConditional
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
         model, info = loaded
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"the model in {folder} cannot be read: {reason}") from error
+    except Exception as error:
+        raise InputError(f"the model in {folder} cannot be read: {_first_line(error)}") from error
     if info["missing_keys"] or info["unexpected_keys"]:
         raise InputError(f"the weights in {folder} are not those of a CVM model of its config.json")
     if model.config.vocab_size != len(own):

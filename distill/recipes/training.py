@@ -25,7 +25,7 @@ class TrainedModel:
     steps: int
     seconds: float
     validations: list[dict[str, float]]
-    log: list[dict[str, float]]
+    log: list[dict[str, float | None]]
 
 
 def train_translator(

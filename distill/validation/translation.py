@@ -22,8 +22,10 @@ def translate(
 
     model: a transformers encoder-decoder with `generate`. tokenizer: its tokenizer.
     A translation may be twice as long as its source and 16 tokens more, within the model's length. A source over that
-    length is cut, with a warning.
+    length is cut, with a warning. Dropout is off while it runs.
     """
+    was_training = model.training
+    model.eval()
     order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
     limit, translations = model.config.max_position_embeddings, [""] * len(sentences)
     for start in range(0, len(order), batch_size):
@@ -39,6 +41,7 @@ def translate(
         output = model.generate(source, attention_mask=mask, max_new_tokens=longest, num_beams=num_beams)
         for i, text in zip(rows, tokenizer.batch_decode(output, skip_special_tokens=True), strict=True):
             translations[i] = text
+    model.train(was_training)
     return translations
 
 

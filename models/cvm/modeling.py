@@ -8,7 +8,14 @@ from typing import Any
 import torch
 import torch.nn.functional
 from torch import Tensor, nn
-from transformers import AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    DynamicCache,
+    EncoderDecoderCache,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
@@ -40,12 +47,13 @@ class CVMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         "decoder.embed_tokens.weight": "shared.weight",
         "lm_head.weight": "shared.weight",
     }
-    # Trainer's loading of its best checkpoint asks for these, to know that they are missing because they are tied.
-    _keys_to_ignore_on_save = list(_tied_weights_keys)
     accepts_loss_kwargs = True
 
     def __init__(self, config: CVMConfig) -> None:
         super().__init__(config)
+        if config.tie_word_embeddings:
+            # Trainer asks for these when it loads its best checkpoint: they are missing there because they are tied.
+            self._keys_to_ignore_on_save = list(self._tied_weights_keys)
         self.shared: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.encoder = CVMEncoder(config, self.shared)
         self.decoder = CVMDecoder(config, self.shared)
@@ -68,6 +76,15 @@ class CVMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def get_decoder(self) -> nn.Module:
         return self.decoder
+
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        # transformers would make as many layers as the encoder has; lazy caches make those that the decoder asks for.
+        is_default = generation_config.use_cache is not False and generation_config.cache_implementation is None
+        if is_default and model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
     def forward(
         self,
@@ -128,13 +145,14 @@ class CVMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
 
 def token_cross_entropy(logits_BTV: Tensor, labels_BT: Tensor, num_items: Tensor | int | None = None) -> Tensor:
-    """Cross-entropy summed over the labels that are not −100, divided by `num_items` or by their number."""
+    """Cross-entropy summed over the labels that are not −100, over `num_items` or their number, at least 1."""
     total = torch.nn.functional.cross_entropy(
         logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32)).flatten(0, 1),
         labels_BT.flatten(),
         reduction="sum",
     )
-    return total / ((labels_BT != -100).sum().clamp_min(1) if num_items is None else num_items)
+    items = (labels_BT != -100).sum() if num_items is None else torch.as_tensor(num_items, device=total.device)
+    return total / items.clamp_min(1)
 
 
 AutoModelForSeq2SeqLM.register(CVMConfig, CVMForConditionalGeneration)

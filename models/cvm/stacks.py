@@ -43,6 +43,7 @@ def build_block(config: CVMConfig, *, is_decoder: bool) -> EnhancedBlock:
         cross_attention=CrossAttention(*sizes, dropout=config.attention_dropout) if is_decoder else None,
         feed_forward=SwiGLU(config.hidden_size, config.intermediate_size),
         dropout=config.dropout,
+        norm_eps=config.rms_norm_eps,
     )
 
 
@@ -135,6 +136,8 @@ class CVMDecoder(_Stack):
         past_key_values: Any = None,
         output_hidden_states: bool = False,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
+        if past_key_values is not None and self.gradient_checkpointing and self.training:
+            raise ValueError("gradient checkpointing would fill the cache twice; train with use_cache=False")
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
 
         def caches(i: int) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 where it succeeded, 2 for bad input, 1 for what broke on the way (a loss that is not finite, a
-    full disk); both are told in one line on standard error."""
+    file that cannot be written); both are told in one line on standard error."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         options = build_parser().parse_args(given)
@@ -45,5 +45,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"neural-layers: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("neural-layers: interrupted; checkpoints written so far are whole", file=sys.stderr)
+        print("neural-layers: interrupted", file=sys.stderr)
         return 130

@@ -73,13 +73,14 @@ def _padded_deviation(s: Subject, x: Tensor, pads: list[int], output: Tensor) ->
 
 def causality(s: Subject) -> float:
     """No output depends on a later input, in value or in gradient."""
-    border = s.randint(0, s.length - 1)
-    x = s.x.clone().requires_grad_()
-    before = s.mixer(x)[:, :border]
-    (grad,) = torch.autograd.grad(before.sum(), x)
-    changed = torch.cat([s.x[:, :border], s.randn(*s.x[:, border:].shape) * 3], dim=1)
-    leaked = grad[:, border:].abs().max().item()
-    return max(leaked, deviation(s.mixer(changed)[:, :border], before))
+    x, error = s.x.clone().requires_grad_(), 0.0
+    whole = s.mixer(x)
+    for border in range(1, s.length):
+        before = whole[:, :border]
+        (grad,) = torch.autograd.grad(before.sum(), x, retain_graph=True)
+        changed = torch.cat([s.x[:, :border], s.randn(*s.x[:, border:].shape) * 3], dim=1)
+        error = max(error, grad[:, border:].abs().max().item(), deviation(s.mixer(changed)[:, :border], before))
+    return error
 
 
 def recomputed(s: Subject) -> float:
@@ -118,12 +119,16 @@ def state_gradient(s: Subject) -> float:
 
 def beam_reorder(s: Subject) -> float:
     """A cache whose rows are reordered, repeated or dropped goes on as if those rows had been read."""
-    index = torch.randint(0, s.batch, (s.batch,), generator=s.generator)
-    cache, later = s.make_cache(), s.randn(s.batch, 2, s.x.shape[2])
-    s.mixer(s.x, cache=cache)
-    cache.reorder_cache(index)
-    continued = s.in_chunks(later, [1, 1], cache)
-    return deviation(continued, s.mixer(torch.cat([s.x[index], later], dim=1))[:, s.length :])
+    later, error = s.randn(s.batch, 2, s.x.shape[2]), 0.0
+    rows = torch.arange(s.batch)
+    for index in (rows.flip(0), torch.full_like(rows, s.batch - 1)):
+        cache = s.make_cache()
+        s.mixer(s.x, cache=cache)
+        cache.reorder_cache(index)
+        continued = s.in_chunks(later, [1, 1], cache)
+        expected = s.mixer(torch.cat([s.x[index], later], dim=1))[:, s.length :]
+        error = max(error, deviation(continued, expected))
+    return error
 
 
 def save_load(s: Subject) -> float:

@@ -33,8 +33,9 @@ class Subject:
         return torch.randn(*shape, dtype=torch.float64, generator=self.generator).to(self.x.dtype)
 
     def random_split(self) -> list[int]:
-        """Chunk lengths of at least one that add up to T."""
-        lengths, left = [], self.length
+        """Chunk lengths of at least one that add up to T: two chunks or more, where T allows."""
+        lengths, left = [self.randint(1, max(self.length - 1, 1))], self.length
+        left -= lengths[0]
         while left:
             lengths.append(self.randint(1, left))
             left -= lengths[-1]

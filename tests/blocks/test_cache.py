@@ -64,6 +64,17 @@ def test_crop_beyond_the_contents_is_refused(length) -> None:
         cache.crop(length)
 
 
+@pytest.mark.parametrize("window", [None, 4])
+def test_a_cache_that_drops_keys_still_in_sight_is_refused(window) -> None:
+    with pytest.raises(ValueError, match=f"keeps a window of 3 tokens, and the attention has window={window}"):
+        GroupedQueryAttention(8, 2, window=window)(X, cache=LayerCache(window=3))
+
+
+def test_positions_shared_by_all_rows_may_have_one_row() -> None:
+    mixer = GroupedQueryAttention(8, 2)
+    torch.testing.assert_close(mixer(X, position_ids=torch.arange(6).unsqueeze(0)), mixer(X))
+
+
 def test_a_window_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="window=0"):
         LayerCache(window=0)

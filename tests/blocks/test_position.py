@@ -72,6 +72,10 @@ def test_nothing_is_lost_when_built_on_the_meta_device() -> None:
     ("arguments", "message"),
     [
         ({"head_dim": 7}, "head_dim=7 must be even"),
+        (
+            {"head_dim": 2, "scaling": {"rope_type": "dynamic", "factor": 2, "original_max_position_embeddings": 8}},
+            "head_dim=2 must be at least 4",
+        ),
         ({"head_dim": 8, "scaling": {"rope_type": "ntk"}}, "rope_type='ntk'; known are linear, dynamic, yarn, llama3"),
         ({"head_dim": 8, "scaling": {"rope_type": "yarn", "factor": 2}}, "lacks original_max_position_embeddings"),
         ({"head_dim": 8, "scaling": {"rope_type": "linear", "factor": 2, "beta": 1}}, "does not know beta"),

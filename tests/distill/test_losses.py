@@ -116,6 +116,14 @@ def test_a_batch_without_labels_costs_nothing() -> None:
     assert logits.grad.abs().max() == 0
 
 
+def test_hidden_states_can_be_aligned_without_the_divergence() -> None:
+    hidden, labels = randn(1, 2, 3, 4), torch.ones(2, 3, dtype=torch.long)
+    loss = DistillationLoss(kl=0.0, beta=0.0, cosine=1.0, student_dim=4, teacher_dim=4)
+    total, parts = loss(randn(0, 2, 3, 5), labels, randn(2, 2, 3, 5), hidden, -hidden)
+    assert set(parts) == {"cosine"}
+    assert total.item() == pytest.approx(0.8 * 2)
+
+
 def test_half_precision_logits_are_compared_in_float32() -> None:
     student, teacher, labels = randn(0, 4, 500), randn(1, 4, 500), torch.zeros(4, dtype=torch.long)
     half = [t.to(torch.bfloat16) for t in (student, teacher)]
@@ -138,10 +146,13 @@ LOGITS, LABELS = torch.zeros(1, 2, 5), torch.zeros(1, 2, dtype=torch.long)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: DistillationLoss(temperature=0.0), "temperature=0.0 must be positive"),
-        (lambda: DistillationLoss(alpha=-1.0), "alpha=-1.0 must not be negative"),
-        (lambda: DistillationLoss(alpha=float("nan")), "alpha=nan must not be negative"),
+        (lambda: DistillationLoss(temperature=0.0), "temperature=0.0 must be positive and finite"),
+        (lambda: DistillationLoss(alpha=-1.0), "alpha=-1.0 must be finite and not negative"),
+        (lambda: DistillationLoss(alpha=float("nan")), "alpha=nan must be finite"),
         (lambda: DistillationLoss(label_smoothing=1.0), r"label_smoothing=1.0 must lie in \[0, 1\)"),
+        (lambda: DistillationLoss(temperature=float("inf")), "temperature=inf must be positive and finite"),
+        (lambda: DistillationLoss(alpha=0.0, beta=0.0), "every part of the loss is turned off"),
+        (lambda: DistillationLoss(kl=0.0, beta=0.0), "every part of the loss is turned off"),
         (lambda: DistillationLoss(cosine=0.1), "cosine=0.1 needs student_dim and teacher_dim"),
         (lambda: DistillationLoss()(LOGITS, LABELS), "alpha=0.8 needs teacher_logits"),
         (lambda: DistillationLoss()(LOGITS, LABELS, torch.zeros(1, 2, 6)), r"\(1, 2, 6\).*share one vocabulary"),

@@ -156,9 +156,12 @@ def truncate(folder: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
 
 
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
 def make_foreign(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 5}))
+    edit(folder / "config.json", num_hidden_layers=5)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +171,13 @@ def make_foreign(folder: Path) -> None:
         (truncate, "cannot be read"),
         (make_foreign, "not those of a CVM model of its config.json"),
         (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "the tokenizer in"),
+        (
+            lambda folder: edit(folder / "config.json", hidden_size="wide"),
+            "hidden_size='wide' must be a positive integer",
+        ),
+        (lambda folder: edit(folder / "config.json", max_position_embeddings=16), "takes 16 tokens, and preset 'tiny'"),
+        (lambda folder: edit(folder / "tokenizer_config.json", pad_token=None), "has no pad_token"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "holds no tokenizer.json"),
     ],
 )
@@ -195,6 +205,7 @@ def test_a_tokenizer_other_than_the_teachers_is_refused(run, data, tmp_path, cap
     [
         (["--preset", "huge"], "no preset 'huge'; there are tiny, small, paper"),
         (["--steps", "0"], "0 steps are too few"),
+        (["--seed", "-1"], "seed -1 is out of range"),
         (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
         (["--colour", "red"], "unrecognized arguments: --colour red"),
         (["--data", "x.tsv"], "--data, --valid and --test go together"),

@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from neural_layers.distill.losses import DistillationLoss
 from neural_layers.distill.trainer import DistillationTrainer
@@ -156,3 +156,74 @@ def test_a_loss_that_needs_a_teacher_is_refused_without_one(tmp_path) -> None:
         DistillationTrainer(
             model=make_model(0), args=args, validate=lambda *a: {}, teacher=None, loss=DistillationLoss()
         )
+
+
+def test_projection_is_clipped_together_with_the_model(tmp_path) -> None:
+    loss = DistillationLoss(cosine=0.5, student_dim=8, teacher_dim=12)
+    trainer = make_trainer(tmp_path, teacher=make_model(1, hidden=12), loss=loss, max_steps=1, max_grad_norm=1e-6)
+    norms = []
+
+    class Spy(TrainerCallback):
+        def on_pre_optimizer_step(self, *args, **kwargs) -> None:
+            parameters = [*trainer.model.parameters(), *loss.parameters()]
+            norms.append(torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm().item())
+
+    trainer.add_callback(Spy())
+    trainer.train()
+    assert norms == [pytest.approx(1e-6, rel=1e-2)]
+
+
+def test_logged_parts_add_up_to_the_loss_where_the_last_accumulation_is_short(tmp_path) -> None:
+    trainer = make_trainer(
+        tmp_path,
+        rows=make_rows(10),
+        max_steps=6,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=4,
+        logging_steps=1,
+    )
+    trainer.train()
+    logged = [record for record in trainer.state.log_history if "loss" in record]
+    assert len(logged) == 6
+    for record in logged:
+        assert record["loss"] == pytest.approx(0.8 * record["kl"] + 0.2 * record["hard"], rel=1e-4)
+
+
+def test_gradients_of_a_step_that_was_skipped_do_not_stay_in_the_projection(tmp_path) -> None:
+    loss = DistillationLoss(cosine=0.5, student_dim=8, teacher_dim=12)
+    trainer = make_trainer(tmp_path, teacher=make_model(1, hidden=12), loss=loss, max_steps=3, max_grad_norm=0.0)
+    seen = []
+
+    class Skip(TrainerCallback):
+        """As a gradient scaler does after an overflow: the gradients are spoiled and the step does not happen."""
+
+        def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
+            seen.append(loss.projection.weight.grad.isfinite().all().item())
+            if state.global_step == 0:
+                for p in [*trainer.model.parameters(), *loss.parameters()]:
+                    p.grad = None if p.grad is None else torch.full_like(p.grad, math.inf)
+                step = trainer.optimizer.step
+                trainer.optimizer.step = lambda *args: setattr(trainer.optimizer, "step", step)
+
+    trainer.add_callback(Skip())
+    trainer.train()
+    assert seen == [True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1: give label_smoothing to DistillationLoss"),
+    ],
+)
+def test_arguments_that_would_be_ignored_are_refused(change, message, tmp_path) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, **change)
+
+
+def test_a_decoder_only_student_is_refused(tmp_path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with pytest.raises(ValueError, match="LlamaForCausalLM is no encoder-decoder"):
+        make_trainer(tmp_path, student=LlamaForCausalLM(LlamaConfig(vocab_size=20, **sizes)))

@@ -50,6 +50,8 @@ def test_presets_have_the_specified_sizes() -> None:
         ({"hidden_size": 10, "num_attention_heads": 4}, "hidden_size=10 must be a multiple of num_attention_heads=4"),
         ({"num_key_value_heads": 3}, "num_attention_heads=8 must be a multiple of num_key_value_heads=3"),
         ({"dropout": 1.0}, r"dropout=1.0 must lie in \[0, 1\)"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0 must be a positive integer"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads=0 must be a positive integer"),
     ],
 )
 def test_bad_configs_name_the_values(changes, message) -> None:
@@ -213,3 +215,35 @@ def test_model_is_traced_without_graph_breaks() -> None:
 def test_bad_input_is_named(call, message) -> None:
     with pytest.raises(ValueError, match=message):
         call(make_model(), torch.full((1, 3), 5))
+
+
+def test_an_untied_head_survives_saving(tmp_path) -> None:
+    model, (ids, mask, labels) = make_model(tie_word_embeddings=False), make_batch()
+    model.save_pretrained(tmp_path)
+    loaded = CVMForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float64)
+    assert loaded.lm_head.weight is not loaded.shared.weight
+    assert torch.equal(loaded(ids, mask, labels=labels).logits, model(ids, mask, labels=labels).logits)
+
+
+def test_a_decoder_deeper_than_the_encoder_generates_with_the_cache() -> None:
+    model, (ids, mask, _) = make_model(num_hidden_layers=1, num_decoder_layers=3), make_batch()
+    arguments = {"attention_mask": mask, "max_new_tokens": 6, "no_repeat_ngram_size": 2}
+    assert torch.equal(model.generate(ids, **arguments), model.generate(ids, use_cache=False, **arguments))
+
+
+def test_a_batch_whose_labels_all_are_ignored_costs_nothing() -> None:
+    model, (ids, mask, labels) = make_model(), make_batch()
+    loss = model(ids, mask, labels=torch.full_like(labels, -100), num_items_in_batch=torch.tensor(0)).loss
+    assert loss.item() == 0
+
+
+def test_norms_take_their_eps_from_the_config() -> None:
+    norms = [m for m in make_model(rms_norm_eps=1e-3).modules() if type(m).__name__ == "RMSNorm"]
+    assert {norm.eps for norm in norms} == {1e-3}
+
+
+def test_checkpointing_refuses_to_fill_a_cache_twice() -> None:
+    model, (ids, mask, labels) = make_model().train(), make_batch()
+    model.activation_checkpointing_enable()
+    with pytest.raises(ValueError, match="train with use_cache=False"):
+        model(ids, mask, labels=labels, use_cache=True)
