@@ -34,14 +34,14 @@ class ProgressBar(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         # A gradient norm may overflow while the loss stays finite; JSON has no number for it.
-        logs = {k: v if math.isfinite(v) else None for k, v in (logs or {}).items()}
-        record = {"step": state.global_step, **logs}
+        finite = {k: v if math.isfinite(v) else None for k, v in (logs or {}).items()}
+        record: dict[str, float | None] = {"step": state.global_step, **finite}
         self.run.append_log({"model": self.name, **record})
         self.records.append(record)
-        if logs.get("loss") is not None:
-            self.shown["loss"] = f"{logs['loss']:.3f}"
-        if logs.get("eval_bleu") is not None:
-            self.shown["BLEU"] = f"{logs['eval_bleu']:.1f}"
+        if record.get("loss") is not None:
+            self.shown["loss"] = f"{record['loss']:.3f}"
+        if record.get("eval_bleu") is not None:
+            self.shown["BLEU"] = f"{record['eval_bleu']:.1f}"
         self.bar.set_postfix(self.shown, refresh=False)
 
     def on_train_end(

@@ -105,7 +105,8 @@ class DistillationTrainer(ValidatedTrainer):
         # Decoder inputs and not labels go to the models: with labels each would also compute a loss of its own.
         labels = inputs["labels"]
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        inputs["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels)
+        student_model: Any = self.model
+        inputs["decoder_input_ids"] = student_model.prepare_decoder_input_ids_from_labels(labels)
         wanted = {"output_hidden_states": self.loss.needs_hidden_states}
         student, teacher = model(**inputs, **wanted), None
         if self.teacher is not None and self.loss.needs_teacher:

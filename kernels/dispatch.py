@@ -83,7 +83,10 @@ class Op:
 
     def __call__(self, requested: str, *args: Any, **kwargs: Any) -> Any:
         self.check(*args, **kwargs)
-        return self.choose(requested, *args, **kwargs).run(*args, **kwargs)
+        backend = self.choose(requested, *args, **kwargs)
+        if backend.slow and requested == "auto" and self.name not in _forced and not torch.compiler.is_compiling():
+            self._warn_once(backend, *args, **kwargs)
+        return backend.run(*args, **kwargs)
 
     def choose(self, requested: str, *args: Any, **kwargs: Any) -> Backend:
         """The backend for these arguments; raises BackendError where the requested one cannot run them."""
@@ -92,8 +95,6 @@ class Op:
         if requested == "auto":
             for backend in self.backends:
                 if backend.obstacle(*args, **kwargs) is None:
-                    if backend.slow and not torch.compiler.is_compiling():
-                        self._warn_once(backend, *args, **kwargs)
                     return backend
             raise BackendError(f"no backend of {self.name} can run this call: {self._reasons(*args, **kwargs)}")
         backend = self.named(requested)

@@ -5,6 +5,7 @@ import torch
 
 import neural_layers.functional as F
 from neural_layers import BackendError, SlowBackendWarning, explain, use_backend
+from neural_layers.kernels import dispatch
 from neural_layers.kernels.dispatch import OPS, Backend, Op
 
 X = torch.ones(2, 3)
@@ -28,6 +29,7 @@ def op():
     backends = (Backend("fast", fast, refuse_long), Backend("plain", plain, slow="about 9 times slower"))
     yield Op("sample", check=check, backends=backends)
     del OPS["sample"]
+    dispatch._warned.clear()
 
 
 def test_auto_takes_the_first_backend_that_can(op) -> None:
@@ -38,6 +40,13 @@ def test_a_slow_fallback_warns_once_and_says_what_would_be_faster(op) -> None:
     with pytest.warns(SlowBackendWarning, match="'plain', about 9 times slower: 'fast' cannot: x has more than four"):
         assert op("auto", torch.ones(5)) == "plain"
     assert op("auto", torch.ones(5)) == "plain"  # a second warning would be an error
+
+
+def test_no_warning_where_the_slow_backend_was_asked_for_or_only_explained(op) -> None:
+    assert op("plain", torch.ones(5)) == "plain"
+    with use_backend(sample="plain"):
+        assert op("auto", torch.ones(5)) == "plain"
+    assert explain("sample", torch.ones(5)).backend == "plain"
 
 
 def test_a_backend_asked_for_that_cannot_raises_with_the_reason(op) -> None:

@@ -12,7 +12,6 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     DynamicCache,
     EncoderDecoderCache,
-    GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
 )
@@ -77,14 +76,13 @@ class CVMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_decoder(self) -> nn.Module:
         return self.decoder
 
-    def _prepare_cache_for_generation(
-        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
+    def _prepare_cache_for_generation(self: Any, *args: Any, **kwargs: Any) -> Any:
+        generation_config, model_kwargs = args[:2]
         # transformers would make as many layers as the encoder has; lazy caches make those that the decoder asks for.
         is_default = generation_config.use_cache is not False and generation_config.cache_implementation is None
         if is_default and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        return GenerationMixin._prepare_cache_for_generation(self, *args, **kwargs)
 
     def forward(
         self,

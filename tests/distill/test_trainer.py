@@ -189,6 +189,8 @@ def test_logged_parts_add_up_to_the_loss_where_the_last_accumulation_is_short(tm
         assert record["loss"] == pytest.approx(0.8 * record["kl"] + 0.2 * record["hard"], rel=1e-4)
 
 
+# The step is skipped on purpose, so the scheduler comes first.
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_gradients_of_a_step_that_was_skipped_do_not_stay_in_the_projection(tmp_path) -> None:
     loss = DistillationLoss(cosine=0.5, student_dim=8, teacher_dim=12)
     trainer = make_trainer(tmp_path, teacher=make_model(1, hidden=12), loss=loss, max_steps=3, max_grad_norm=0.0)
