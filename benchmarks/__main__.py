@@ -32,7 +32,7 @@ def main() -> None:
         for name, (forward, both) in medians(case, repeats=5 if options.quick else 15).items():
             table.add_row(op, case.size, name, f"{forward:.2f}", f"{both:.2f}")
         table.add_section()
-    Console().print(table)
+    Console(width=None if Console().is_terminal else 100).print(table)
 
 
 if __name__ == "__main__":
