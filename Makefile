@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench dev clean
 
 demo: $(VENV)/.train
 	rm -rf runs/demo
@@ -20,6 +20,10 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.train
 	$(RUN) benchmarks
+
+# Editors follow links, and not the hook of an ordinary editable install.
+dev: $(BIN)/python
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]' --config-settings editable_mode=strict
 
 clean:
 	rm -rf $(VENV) build dist runs *.egg-info
