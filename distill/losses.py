@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-IGNORED = -100
+from neural_layers.distill.data.batches import IGNORED_LABEL
 
 
 class DistillationLoss(nn.Module):
@@ -100,7 +100,7 @@ class DistillationLoss(nn.Module):
         """
         if student_logits.shape[:-1] != labels.shape:
             raise ValueError(f"labels have shape {tuple(labels.shape)}; logits {tuple(student_logits.shape)}")
-        counted = labels != IGNORED
+        counted = labels != IGNORED_LABEL
         items = counted.sum() if num_items is None else torch.as_tensor(num_items, device=labels.device)
         items = items.clamp_min(1)  # a batch without labels costs nothing
         # The rows that count, in at least float32: a KL over a vocabulary in half precision loses its digits.

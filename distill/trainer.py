@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
+from neural_layers.distill.files import replacing
 from neural_layers.distill.losses import DistillationLoss
-from neural_layers.distill.run_folder import save_tensors
 from neural_layers.errors import InputError
 
 Validate = Callable[[nn.Module, int], dict[str, float]]
@@ -161,7 +161,8 @@ class DistillationTrainer(ValidatedTrainer):
         super()._save_checkpoint(model, trial)
         if self._projection and self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            save_tensors(folder / _LOSS_FILE, self.loss.state_dict())
+            with replacing(folder / _LOSS_FILE) as beside:
+                save_file(self.loss.state_dict(), beside)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -2,12 +2,12 @@
 
 import gzip
 import os
-import tempfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from neural_layers.distill.files import replacing
 from neural_layers.errors import InputError
 
 
@@ -65,24 +65,8 @@ def write_pairs(path: str | os.PathLike[str], pairs: Iterable[tuple[str, str]]) 
     if not lines:
         raise DataError(f"{path}: no pairs to write; give at least one")
     data = "".join(lines).encode("utf-8")
-    _replace(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes the file private; give it the mode of an ordinary one.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with replacing(path) as beside:
+        beside.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 
 def _bytes(path: Path) -> bytes:

@@ -16,6 +16,7 @@ from transformers import set_seed
 
 from neural_layers import __version__
 from neural_layers.distill.data.tokenizer import train_tokenizer
+from neural_layers.distill.files import save_json
 from neural_layers.distill.losses import DistillationLoss
 from neural_layers.distill.presets import CVMPreset, preset_named
 from neural_layers.distill.recipes.comparison import compare
@@ -23,7 +24,7 @@ from neural_layers.distill.recipes.loading import load_teacher, load_tokenizer
 from neural_layers.distill.recipes.splits import load_splits
 from neural_layers.distill.recipes.training import TrainedModel, train_translator
 from neural_layers.distill.report import write_report
-from neural_layers.distill.run_folder import RunFolder, save_json
+from neural_layers.distill.run_folder import RunFolder
 from neural_layers.errors import InputError
 from neural_layers.models.cvm import CVMConfig, CVMForConditionalGeneration
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from neural_layers.distill.data.pairs import SentencePair
-from neural_layers.distill.run_folder import save_json
+from neural_layers.distill.files import save_json
 from neural_layers.distill.validation.metrics import Quality, sentence_chrf, translation_quality
 
 

@@ -388,7 +388,7 @@ def test_an_existing_report_survives_a_failure(failure: str, tmp_path: Path, mon
     elif failure == "writing":
         monkeypatch.setattr(write_module, "render_report", lambda report: "\ud800 cannot be encoded")
     else:
-        monkeypatch.setattr(write_module.os, "replace", lambda *args: (_ for _ in ()).throw(OSError("disk")))
+        monkeypatch.setattr("os.replace", lambda *args: (_ for _ in ()).throw(OSError("disk")))
     with pytest.raises((KeyError, ValueError, OSError)):
         write_report(tmp_path, report)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

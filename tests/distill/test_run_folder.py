@@ -5,7 +5,8 @@ import json
 import pytest
 
 from neural_layers.distill.data.pairs import DataError
-from neural_layers.distill.run_folder import RunFolder, save_json, save_text
+from neural_layers.distill.files import save_json
+from neural_layers.distill.run_folder import RunFolder
 from neural_layers.errors import InputError
 
 
@@ -18,8 +19,9 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch) -> None
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="No space left"):
-        save_text(path, "half")
+        save_json(path, {"kept": 2})
     assert json.loads(path.read_text()) == {"kept": 1}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_json_holds_no_nan(tmp_path) -> None:
@@ -50,7 +52,7 @@ def test_a_model_is_saved_whole_or_not_at_all(tmp_path) -> None:
     run = RunFolder(tmp_path)
     with pytest.raises(OSError, match="No space left"):
         run.save_model("student", Breaking(), None)
-    assert not (tmp_path / "student").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_data_errors_are_input_errors() -> None:
