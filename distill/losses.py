@@ -75,7 +75,7 @@ class DistillationLoss(nn.Module):
     @property
     def needs_teacher(self) -> bool:
         """Whether any part looks at the teacher."""
-        return self.alpha > 0
+        return self.alpha > 0 and max(self.kl, self.cosine, self.mse) > 0
 
     @property
     def needs_hidden_states(self) -> bool:

@@ -108,6 +108,12 @@ def test_a_part_turned_off_needs_no_input() -> None:
     torch.testing.assert_close(total, torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()))
 
 
+def test_a_loss_whose_teacher_parts_are_all_off_needs_no_teacher() -> None:
+    loss = DistillationLoss(kl=0.0)
+    assert not loss.needs_teacher
+    assert set(loss(randn(0, 2, 3, 5), torch.ones(2, 3, dtype=torch.long))[1]) == {"hard"}
+
+
 def test_a_batch_without_labels_costs_nothing() -> None:
     logits = randn(0, 1, 2, 5).requires_grad_()
     total, _ = DistillationLoss()(logits, torch.full((1, 2), -100), randn(1, 1, 2, 5))
