@@ -4,7 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
 
-.PHONY: demo test lint bench dev clean
+# The C kernels are built by every install, and again when a source of theirs changes.
+C_SOURCES := $(wildcard kernels/*.[ch] kernels/*/*.[ch])
+
+.PHONY: demo test lint native sanitize bench dev clean
 
 demo: $(VENV)/.train
 	rm -rf runs/demo
@@ -18,6 +21,19 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(RUN) tests.check_types
 
+native: $(VENV)/.test
+	$(BIN)/python setup.py -q build_ext --inplace
+
+# The kernel tests on a build that traps every stray access, overflow and undefined shift.
+sanitize: $(VENV)/.test
+	NEURAL_LAYERS_SANITIZE=1 $(BIN)/python setup.py -q build_ext --build-lib build/sanitize --build-temp build/sanitize
+	for variant in $$($(BIN)/python -c "from neural_layers.kernels.c_library import VARIANTS, runs; print(*filter(runs, VARIANTS))"); do \
+		echo "$$variant" && \
+		NEURAL_LAYERS_CPU=$$variant NEURAL_LAYERS_NATIVE=$$(find build/sanitize -name '_native*.so') \
+		LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+		$(RUN) pytest -m native tests/kernels || exit 1; \
+	done
+
 bench: $(VENV)/.train
 	$(RUN) benchmarks
 
@@ -26,12 +42,12 @@ dev: $(BIN)/python
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]' --config-settings editable_mode=strict
 
 clean:
-	rm -rf $(VENV) build dist runs *.egg-info
+	rm -rf $(VENV) build dist runs *.egg-info kernels/*.so
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The constraints keep pip from resolving torch to a CUDA build of several gigabytes.
-$(VENV)/.train $(VENV)/.test: $(VENV)/.%: $(BIN)/python pyproject.toml setup.py constraints.txt
+$(VENV)/.train $(VENV)/.test: $(VENV)/.%: $(BIN)/python pyproject.toml setup.py constraints.txt $(C_SOURCES)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	touch $@

@@ -1,10 +1,73 @@
-"""Install the root folders as `neural_layers.*`; everything else stands in pyproject.toml."""
+"""Install the root folders as `neural_layers.*`, and build the C kernels; everything else stands in pyproject.toml."""
 
-from setuptools import find_namespace_packages, setup
+import os
+import platform
+from pathlib import Path
+
+from setuptools import Extension, find_namespace_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 LAYERS = ("kernels", "models", "distill", "benchmarks")
+# Every C kernel is compiled for each instruction set and each type of arithmetic; see kernels/native.h.
+X86_VARIANTS = {
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
+    "avx2": ["-mavx2", "-mfma"],
+    "baseline": [],
+}
+VARIANTS = X86_VARIANTS if platform.machine() in ("x86_64", "AMD64") else {"baseline": []}
+REALS: dict[str, list[tuple[str, str | None]]] = {"float": [], "double": [("REAL_DOUBLE", None)]}
+# Of -ffast-math only what keeps NaN, infinity and the order of sums; -fopenmp-simd needs no OpenMP at run time.
+FLAGS = [
+    "-std=gnu11",
+    "-O3",
+    "-g0",
+    "-fopenmp-simd",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Werror=implicit-function-declaration",
+    "-Wno-psabi",
+]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1"]
+
+
+class BuildKernels(build_ext):
+    """One shared object without Python or torch in it, holding every kernel in every variant."""
+
+    def build_extension(self, ext: Extension) -> None:
+        if self.compiler.compiler_type != "unix":
+            raise CompileError("the C kernels need gcc or clang; without them the ops run on torch")
+        extra = SANITIZE if os.environ.get("NEURAL_LAYERS_SANITIZE") else []
+        shared, kernels = (
+            [s for s in ext.sources if Path(s).parent.name == "kernels"],
+            [s for s in ext.sources if Path(s).parent.name != "kernels"],
+        )
+        objects = self.compiler.compile(shared, output_dir=self.build_temp, extra_postargs=[*FLAGS, *extra])
+        for variant, flags in VARIANTS.items():
+            for real, macros in REALS.items():
+                objects += self.compiler.compile(
+                    kernels,
+                    output_dir=str(Path(self.build_temp, variant, real)),
+                    macros=[("VARIANT", variant), *macros],
+                    include_dirs=["kernels"],
+                    extra_postargs=[*FLAGS, *flags, *extra],
+                    depends=ext.depends,
+                )
+        self.compiler.link_shared_object(
+            objects, self.get_ext_fullpath(ext.name), extra_postargs=["-pthread", *extra[:1]], libraries=["m"]
+        )
+
+
 roots = {"neural_layers": "neural_layers", **{f"neural_layers.{layer}": layer for layer in LAYERS}}
 packages = list(roots)
 for name, folder in roots.items():
     packages += [f"{name}.{sub}" for sub in find_namespace_packages(folder) if not sub.startswith("results")]
-setup(packages=packages, package_dir=roots)
+native = Extension(
+    "neural_layers.kernels._native",
+    sources=["kernels/cpu.c", *sorted(map(str, Path("kernels").glob("*/native*.c")))],
+    depends=sorted(map(str, [*Path("kernels").glob("*.h"), *Path("kernels").glob("*/*.h")])),
+    optional=True,  # without a compiler the install succeeds, and the backend `torch` serves
+)
+setup(packages=packages, package_dir=roots, ext_modules=[native], cmdclass={"build_ext": BuildKernels})

@@ -44,13 +44,19 @@ class Backend:
     run:      the implementation
     obstacle: the reason in words why `run` cannot take these arguments, or None where it can. It must not put a
               tensor's size into the text, because under `torch.compile` that would freeze the size.
+    avoid:    the reason in words why `auto` passes this backend over although it could run, or None; same rules
     slow:     "" or, where `auto` should warn before it falls this far, how much slower this backend is
+    missing:  the obstacle that means an incomplete installation: `auto` warns once, for all ops alike, when it meets it
+    describe: what `explain` says of the backend beside its name, such as the instruction set it uses
     """
 
     name: str
     run: Callable[..., Any]
     obstacle: Callable[..., str | None] = no_obstacle
+    avoid: Callable[..., str | None] = no_obstacle
     slow: str = ""
+    missing: str = ""
+    describe: Callable[[], str] = str
 
 
 @dataclass(frozen=True)
@@ -60,10 +66,12 @@ class Explanation:
     op: str
     backend: str
     reasons: dict[str, str]
+    detail: str = ""
 
     def __str__(self) -> str:
         width = max(map(len, [self.backend, *self.reasons]))
-        lines = [f"{self.op}: backend {self.backend!r}", f"  {self.backend:<{width}}  chosen"]
+        chosen = f"chosen ({self.detail})" if self.detail else "chosen"
+        lines = [f"{self.op}: backend {self.backend!r}", f"  {self.backend:<{width}}  {chosen}"]
         lines += [f"  {name:<{width}}  {reason}" for name, reason in self.reasons.items()]
         return "\n".join(lines)
 
@@ -71,7 +79,7 @@ class Explanation:
 OPS: dict[str, "Op"] = {}
 # A plain dict and not a ContextVar: torch.compile guards on the dict's contents, and cannot trace ContextVar.get.
 _forced: dict[str, str] = {}
-_warned: set[tuple[str, str]] = set()
+_warned: set[str] = set()
 
 
 class Op:
@@ -84,7 +92,8 @@ class Op:
     def __call__(self, requested: str, *args: Any, **kwargs: Any) -> Any:
         self.check(*args, **kwargs)
         backend = self.choose(requested, *args, **kwargs)
-        if backend.slow and requested == "auto" and self.name not in _forced and not torch.compiler.is_compiling():
+        fell = backend is not self.backends[0] and requested == "auto" and self.name not in _forced
+        if fell and not torch.compiler.is_compiling():
             self._warn_once(backend, *args, **kwargs)
         return backend.run(*args, **kwargs)
 
@@ -94,7 +103,7 @@ class Op:
             requested = _forced.get(self.name, "auto")
         if requested == "auto":
             for backend in self.backends:
-                if backend.obstacle(*args, **kwargs) is None:
+                if backend.obstacle(*args, **kwargs) is None and backend.avoid(*args, **kwargs) is None:
                     return backend
             raise BackendError(f"no backend of {self.name} can run this call: {self._reasons(*args, **kwargs)}")
         backend = self.named(requested)
@@ -119,21 +128,28 @@ class Op:
         reasons = {}
         for backend in self.backends:
             if backend is not chosen:
-                otherwise = f"could run; {chosen.name!r} was asked for" if forced else "could run; slower here"
-                reasons[backend.name] = backend.obstacle(*args, **kwargs) or otherwise
-        return Explanation(self.name, chosen.name, reasons)
+                reasons[backend.name] = backend.obstacle(*args, **kwargs) or "could run; " + (
+                    f"{chosen.name!r} was asked for" if forced else backend.avoid(*args, **kwargs) or "slower here"
+                )
+        return Explanation(self.name, chosen.name, reasons, chosen.describe())
 
     def _reasons(self, *args: Any, **kwargs: Any) -> str:
         return "; ".join(f"{b.name}: {b.obstacle(*args, **kwargs)}" for b in self.backends)
 
     def _warn_once(self, chosen: Backend, *args: Any, **kwargs: Any) -> None:
-        if (self.name, chosen.name) in _warned:
-            return
-        _warned.add((self.name, chosen.name))
         faster = self.backends[: self.backends.index(chosen)]
-        reasons = "; ".join(f"{b.name!r} cannot: {b.obstacle(*args, **kwargs)}" for b in faster)
-        message = f"{self.name} runs on backend {chosen.name!r}, {chosen.slow}: {reasons}"
-        warnings.warn(message, SlowBackendWarning, stacklevel=4)
+        for backend in faster:
+            if backend.missing and backend.obstacle(*args, **kwargs) == backend.missing:
+                _warn(backend.missing)
+        if chosen.slow:
+            reasons = "; ".join(f"{b.name!r} cannot: {b.obstacle(*args, **kwargs)}" for b in faster)
+            _warn(f"{self.name} runs on backend {chosen.name!r}, {chosen.slow}: ", reasons)
+
+
+def _warn(message: str, reasons: str = "") -> None:
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message + reasons, SlowBackendWarning, stacklevel=5)
 
 
 def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:

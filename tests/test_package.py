@@ -22,13 +22,10 @@ def run_python(code: str, *, cwd: Path = ROOT, path: str = "") -> str:
     return done.stdout.strip()
 
 
+# As Python itself marks a module that cannot be imported; `find_spec` then answers that there is none.
 BLOCK = """
 import sys
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"triton", "transformers", "onnx", "bitsandbytes"}:
-            raise ImportError(f"{name} is blocked")
-sys.meta_path.insert(0, Blocked())
+sys.modules |= dict.fromkeys(("triton", "transformers", "onnx", "bitsandbytes"))
 """
 
 

@@ -2,8 +2,10 @@
 
 from torch import Tensor
 
+from neural_layers.kernels import c_library
 from neural_layers.kernels.arguments import check_devices, check_floats
 from neural_layers.kernels.dispatch import Backend, Op
+from neural_layers.kernels.rms_norm.fused import rms_norm_native
 from neural_layers.kernels.rms_norm.pytorch import rms_norm_torch
 from neural_layers.kernels.rms_norm.reference import rms_norm_reference
 
@@ -17,10 +19,18 @@ def _check(x: Tensor, weight: Tensor, eps: float) -> None:
         raise ValueError(f"eps={eps} must not be negative")
 
 
+def _native_obstacle(x: Tensor, weight: Tensor, eps: float) -> str | None:
+    return c_library.obstacle(x, weight)
+
+
 _OP = Op(
     "rms_norm",
     check=_check,
-    backends=(Backend("torch", rms_norm_torch), Backend("reference", rms_norm_reference)),
+    backends=(
+        Backend("native", rms_norm_native, _native_obstacle, describe=c_library.describe, missing=c_library.MISSING),
+        Backend("torch", rms_norm_torch),
+        Backend("reference", rms_norm_reference),
+    ),
 )
 
 
