@@ -3,10 +3,19 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from neural_layers.kernels import c_library
 from tests.tolerances import FORWARD, GRADIENT
+
+# What is tested against the reference. Tests of `native` run again in every variant that the processor has.
+NATIVE = pytest.param(
+    "native",
+    marks=[pytest.mark.native, pytest.mark.skipif(not c_library.VARIANT, reason="the C kernels are not built here")],
+)
+BACKENDS = ["torch", NATIVE]
 
 Arguments = dict[str, Any]
 

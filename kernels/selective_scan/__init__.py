@@ -1,10 +1,14 @@
 """The selective scan of Mamba."""
 
+from functools import partial
+from typing import Any
+
 from torch import Tensor
 
+from neural_layers.kernels import c_library
 from neural_layers.kernels.arguments import check_devices, check_floats, check_seq_idx, match_shapes
 from neural_layers.kernels.dispatch import Backend, Op
-from neural_layers.kernels.selective_scan.pytorch import selective_scan_torch
+from neural_layers.kernels.selective_scan.fused import selective_scan_fused
 from neural_layers.kernels.selective_scan.reference import selective_scan_reference
 
 
@@ -35,11 +39,23 @@ def _check(
     check_seq_idx(seq_idx, sizes["B"], sizes["T"])
 
 
+def _native_obstacle(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, **optional: Any) -> str | None:
+    # All tensors lie on one device, and the kernel takes every argument in every dtype.
+    return c_library.obstacle(u)
+
+
 _OP = Op(
     "selective_scan",
     check=_check,
     backends=(
-        Backend("torch", selective_scan_torch),
+        Backend(
+            "native",
+            partial(selective_scan_fused, backend="native"),
+            _native_obstacle,
+            missing=c_library.MISSING,
+            describe=c_library.describe,
+        ),
+        Backend("torch", partial(selective_scan_fused, backend="torch")),
         Backend("reference", selective_scan_reference),
     ),
 )

@@ -7,38 +7,14 @@ because it divides by products of decays that vanish.
 Dimension letters: B batch, T length, E inner width, N state size, J chunks.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from neural_layers.kernels.arguments import accumulation_dtype
 from neural_layers.kernels.selective_scan.backward import Backward
-from neural_layers.kernels.selective_scan.chunks import CHUNK, Scan
+from neural_layers.kernels.selective_scan.chunks import Scan
 
 
-def selective_scan_torch(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    *,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    initial_state: Tensor | None = None,
-    return_final_state: bool = False,
-    seq_idx: Tensor | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t u_t;  y_t = (C_t·h_t + D u_t) · silu(z_t)."""
-    y, final_state, _ = _forward(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, delta_softplus)
-    return (y, final_state) if return_final_state else y
-
-
-@torch.library.custom_op("neural_layers::selective_scan_torch", mutates_args=())
-def _forward(
+def forward(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -71,32 +47,7 @@ def _forward(
     return y, state_BNE.mT.contiguous(), borders
 
 
-@_forward.register_fake
-def _(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    seq_idx: Tensor | None,
-    delta_softplus: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch, length, width = u.shape
-    wide = u.new_empty(0, dtype=accumulation_dtype(u, delta, A, B, C, D, z, delta_bias, initial_state))
-    chunks = (length + CHUNK - 1) // CHUNK
-    return (
-        u.new_empty(u.shape),
-        wide.new_empty(batch, width, A.shape[1]),
-        wide.new_empty(chunks + 1, batch, A.shape[1], width),
-    )
-
-
-@torch.library.custom_op("neural_layers::selective_scan_torch_backward", mutates_args=())
-def _backward(
+def backward(
     grad_y: Tensor,
     grad_final_state: Tensor | None,
     borders: Tensor,
@@ -119,49 +70,3 @@ def _backward(
         for start_BNE, (t0, t1) in reversed(list(zip(borders[:-1].unbind(0), scan.spans(), strict=True))):
             backward.run(t0, t1, start_BNE)
     return backward.results()
-
-
-@_backward.register_fake
-def _(
-    grad_y: Tensor,
-    grad_final_state: Tensor | None,
-    borders: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    seq_idx: Tensor | None,
-    delta_softplus: bool,
-) -> list[Tensor]:
-    given = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    return [tensor.new_empty(tensor.shape) for tensor in given if tensor is not None]
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.delta_softplus = inputs
-    ctx.save_for_backward(output[2], *tensors)
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx: Any, grad_y: Tensor | None, grad_final_state: Tensor | None, _: Any) -> tuple[Any, ...]:
-    borders, *tensors = ctx.saved_tensors
-    if grad_y is None:
-        grad_y = torch.zeros_like(tensors[0])
-    gradients = iter(_backward(grad_y, grad_final_state, borders, *tensors, ctx.delta_softplus))
-    *floats, _seq_idx = tensors
-    return (*(None if tensor is None else next(gradients) for tensor in floats), None, None)
-
-
-def _refuse(ctx: Any, *grads: Any) -> None:
-    raise NotImplementedError(
-        "backend 'torch' of selective_scan has no gradient of the gradient; use backend='reference'"
-    )
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
-_backward.register_autograd(_refuse)

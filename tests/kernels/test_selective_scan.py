@@ -8,9 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from neural_layers.kernels.dispatch import BackendError
 from neural_layers.kernels.selective_scan import selective_scan
 from neural_layers.kernels.selective_scan_step import selective_scan_step
-from tests.op_checks import Arguments, assert_matches_reference, relative_error, seeded
+from tests.op_checks import (
+    BACKENDS,
+    NATIVE,
+    Arguments,
+    assert_matches_reference,
+    non_contiguous,
+    relative_error,
+    seeded,
+)
 from tests.tolerances import FORWARD
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -53,16 +62,18 @@ def full_scan(**arguments):
     return selective_scan(**arguments, delta_softplus=True, return_final_state=True)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("contiguous", [True, False])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 33, 5, 4), (0, 3, 2, 2), (2, 70, 3, 16)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_torch_backend_matches_reference_in_value_and_gradient(dtype, shape, contiguous, poisoned_memory) -> None:
+def test_backend_matches_reference_in_value_and_gradient(dtype, shape, contiguous, backend, poisoned_memory) -> None:
     arguments = make_arguments(shape)
-    assert_matches_reference(full_scan, arguments, dtype, backend="torch", contiguous=contiguous)
+    assert_matches_reference(full_scan, arguments, dtype, backend=backend, contiguous=contiguous)
     arguments["seq_idx"] = make_seq_idx(*shape[:2], seed=1)
-    assert_matches_reference(full_scan, arguments, dtype, backend="torch", contiguous=contiguous)
+    assert_matches_reference(full_scan, arguments, dtype, backend=backend, contiguous=contiguous)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @given(
     batch=st.integers(1, 3),
     length=LENGTHS,
@@ -73,8 +84,8 @@ def test_torch_backend_matches_reference_in_value_and_gradient(dtype, shape, con
     packed=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_torch_backend_matches_reference_with_any_options(
-    batch, length, width, states, leave_out, softplus, packed, seed
+def test_backend_matches_reference_with_any_options(
+    backend, batch, length, width, states, leave_out, softplus, packed, seed
 ) -> None:
     arguments = make_arguments((batch, length, width, states), seed, tuple(leave_out))
     if not softplus:
@@ -84,11 +95,11 @@ def test_torch_backend_matches_reference_with_any_options(
         arguments["seq_idx"] = make_seq_idx(batch, length, seed).to(torch.int32)
     for final in (False, True):
         call = lambda **kw: selective_scan(**kw, delta_softplus=softplus, return_final_state=final)  # noqa: B023, E731
-        assert_matches_reference(call, arguments, torch.float64, backend="torch")
+        assert_matches_reference(call, arguments, torch.float64, backend=backend)
 
 
 @pytest.mark.parametrize("leave_out", OPTIONAL)
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
 def test_argument_left_out_drops_out_of_the_formula(backend, leave_out) -> None:
     arguments = make_arguments((2, 5, 3, 2))
     if leave_out == "z":
@@ -101,7 +112,7 @@ def test_argument_left_out_drops_out_of_the_formula(backend, leave_out) -> None:
     torch.testing.assert_close(selective_scan(**arguments, backend=backend), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
 def test_length_zero_returns_the_initial_state(backend) -> None:
     arguments = make_arguments((2, 0, 3, 4))
     state = arguments["initial_state"].requires_grad_()
@@ -140,7 +151,7 @@ def test_a_split_at_any_token_gives_the_same_values_and_gradients(packed, first,
     )
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
 def test_documents_packed_in_a_row_equal_documents_alone(backend) -> None:
     arguments = make_arguments((1, len(SEQ_IDX), 3, 2))
     seq_idx = torch.tensor([SEQ_IDX])
@@ -155,7 +166,7 @@ def test_documents_packed_in_a_row_equal_documents_alone(backend) -> None:
     torch.testing.assert_close(packed_state, last_state, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
 @given(length=st.integers(1, 40), leave_out=st.sets(st.sampled_from(OPTIONAL)), seed=st.integers(0, 99))
 def test_step_by_step_equals_the_scan(backend, length, leave_out, seed) -> None:
     arguments = make_arguments((2, length, 3, 4), seed, tuple(leave_out))
@@ -171,6 +182,35 @@ def test_step_by_step_equals_the_scan(backend, length, leave_out, seed) -> None:
     torch.testing.assert_close(state, expected_state, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("contiguous", [True, False])
+@pytest.mark.parametrize("shape", [(3, 5, 4), (2, 300, 16), (1, 1, 1), (0, 3, 2)])
+@pytest.mark.parametrize("backend", [NATIVE])
+def test_step_in_c_matches_reference(backend, shape, dtype, contiguous, poisoned_memory) -> None:
+    batch, width, states = shape
+    token = {k: v[:, 0] if v.ndim == 3 else v for k, v in make_arguments((batch, 1, width, states)).items()}
+    token = {k: v.to(dtype) for k, v in token.items()} | {"state": seeded(4)(batch, width, states).to(dtype)}
+    del token["initial_state"]
+    # Without softplus a negative Δ grows without bound.
+    token |= {name: token[name].abs() for name in ("delta", "delta_bias")}
+    given_token = token if contiguous else {k: non_contiguous(v) for k, v in token.items()}
+    exact = {k: v.double() for k, v in token.items()}
+    for softplus in (True, False):
+        actual = selective_scan_step(**given_token, delta_softplus=softplus, backend=backend)
+        expected = selective_scan_step(**exact, delta_softplus=softplus, backend="reference")
+        for out, ref in zip(actual, expected, strict=True):
+            assert relative_error(out, ref) <= FORWARD[dtype]
+
+
+@pytest.mark.parametrize("backend", [NATIVE])
+def test_step_in_c_refuses_what_needs_a_gradient(backend) -> None:
+    token = {k: v[:, 0] if v.ndim == 3 else v for k, v in make_arguments((2, 1, 3, 4)).items()}
+    token["state"] = torch.zeros(2, 3, 4).double().requires_grad_()
+    del token["initial_state"]
+    with pytest.raises(BackendError, match="no gradient"):
+        selective_scan_step(**token, backend=backend)
+
+
 @pytest.mark.parametrize("contiguous", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_step_matches_reference_in_value_and_gradient(dtype, contiguous, poisoned_memory) -> None:
@@ -181,7 +221,7 @@ def test_step_matches_reference_in_value_and_gradient(dtype, contiguous, poisone
     assert_matches_reference(step, token, dtype, backend="torch", contiguous=contiguous)
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
 def test_mixed_dtypes_keep_each_gradient_in_its_inputs_dtype(backend) -> None:
     dtypes = {"u": torch.bfloat16, "z": torch.float16, "B": torch.bfloat16, "initial_state": torch.bfloat16}
     arguments = {
@@ -196,7 +236,7 @@ def test_mixed_dtypes_keep_each_gradient_in_its_inputs_dtype(backend) -> None:
     assert full_scan(**wide, backend=backend)[1].dtype == torch.float64
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
 def test_large_steps_forget_the_past_without_nan(backend) -> None:
     arguments = {name: value.float() for name, value in make_arguments((1, 40, 3, 4)).items()}
     arguments["delta"] = torch.full((1, 40, 3), 1e4)
@@ -208,7 +248,7 @@ def test_large_steps_forget_the_past_without_nan(backend) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
 def test_nan_and_inf_stay_in_their_channel_and_document(backend, value) -> None:
     arguments = make_arguments((2, 80, 3, 2), leave_out=("z", "D"))
     arguments["u"][0, 35, 1] = value
@@ -238,3 +278,50 @@ def test_scan_and_step_keep_their_precision_under_autocast() -> None:
         actual = full_scan(**arguments), torch.autograd.grad(full_scan(**arguments)[0].sum(), arguments["u"])
         torch.testing.assert_close(selective_scan_step(**token), expected_step, rtol=0, atol=0)
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", [NATIVE])
+@given(
+    states=st.sampled_from([1, 2, 8, 9, 16, 17, 32, 64, 256]),
+    width=st.sampled_from([1, 15, 16, 63, 64, 65, 130]),
+    length=st.sampled_from([1, 31, 33, 70]),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 99),
+)
+def test_scan_in_c_takes_any_number_of_states_and_channels(backend, states, width, length, dtype, seed) -> None:
+    arguments = make_arguments((2, length, width, states), seed)
+    assert_matches_reference(full_scan, arguments, dtype, backend=backend)
+
+
+@pytest.mark.parametrize("backend", [NATIVE])
+def test_scan_in_c_is_bit_identical_for_any_number_of_threads(backend) -> None:
+    arguments = {k: v.float().requires_grad_() for k, v in make_arguments((2, 70, 200, 16)).items()}
+    weight, results = torch.randn(2, 70, 200), []
+    try:
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            y, state = full_scan(**arguments, backend=backend)
+            grads = torch.autograd.grad((y * weight).sum() + state.sum(), list(arguments.values()))
+            results.append((y, state, *grads))
+    finally:
+        torch.set_num_threads(1)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_decays_of_any_size_match_the_reference(backend) -> None:
+    # Δ·A from −10⁵ to 200: decays that vanish, that overflow float32, and everything between.
+    arguments = make_arguments((1, 40, 3, 8), leave_out=("z", "delta_bias"))
+    arguments["A"] = torch.tensor([-1e4, -200.0, -88.0, -87.0, -1.0, -1e-6, 0.0, 20.0], dtype=torch.float64).repeat(
+        3, 1
+    )
+    arguments["delta"] = torch.linspace(0, 10, 120, dtype=torch.float64).view(1, 40, 3)
+    narrow = {name: value.float() for name, value in arguments.items()}
+    y, state = selective_scan(**narrow, return_final_state=True, backend=backend)
+    expected, expected_state = selective_scan(**narrow, return_final_state=True, backend="reference")
+    assert torch.equal(state.isfinite(), expected_state.isfinite())
+    assert torch.equal(y.isfinite(), expected.isfinite())
+    assert relative_error(y[:, :5], expected[:, :5]) <= FORWARD[torch.float32]
+    slow = state[..., :7], expected_state[..., :7]
+    assert relative_error(*slow) <= FORWARD[torch.float32]

@@ -6,7 +6,7 @@ import torch
 from neural_layers.kernels.causal_conv1d import causal_conv1d
 from neural_layers.kernels.selective_scan import selective_scan
 from neural_layers.kernels.selective_scan_step import selective_scan_step
-from tests.op_checks import seeded
+from tests.op_checks import BACKENDS, seeded
 from tests.tolerances import FORWARD
 
 
@@ -26,24 +26,27 @@ def make_arguments(batch: int, length: int, width: int, states: int, dtype: torc
     return {name: value.to(dtype) for name, value in arguments.items()}
 
 
-def test_custom_ops_pass_opcheck() -> None:
-    forward = torch.ops.neural_layers.selective_scan_torch.default
-    backward = torch.ops.neural_layers.selective_scan_torch_backward.default
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_custom_ops_pass_opcheck(backend) -> None:
+    forward = torch.ops.neural_layers.selective_scan.default
+    backward = torch.ops.neural_layers.selective_scan_backward.default
     tensors = list(make_arguments(2, 35, 3, 2).values())
     seq_idx = torch.arange(70).view(2, 35) // 6
-    given = (*(tensor.clone().requires_grad_() for tensor in tensors), seq_idx, True)
+    given = (*(tensor.clone().requires_grad_() for tensor in tensors), seq_idx, True, backend)
     torch.library.opcheck(forward, given)
-    torch.library.opcheck(forward, (*(tensor.float().requires_grad_() for tensor in tensors[:5]), *[None] * 5, False))
+    torch.library.opcheck(
+        forward, (*(tensor.float().requires_grad_() for tensor in tensors[:5]), *[None] * 5, False, backend)
+    )
     y, state, starts = forward(*given)
     # The backward op's own gradient is an error on purpose, so its inputs ask for none.
-    rest = (*(tensor.detach() for tensor in given[:9]), seq_idx, True)
+    rest = (*(tensor.detach() for tensor in given[:9]), seq_idx, True, backend)
     torch.library.opcheck(backward, (torch.ones_like(y), torch.ones_like(state), starts.detach(), *rest))
-    bare = (*tensors[:5], *[None] * 5, False)
+    bare = (*tensors[:5], *[None] * 5, False, backend)
     torch.library.opcheck(backward, (torch.ones_like(y), None, forward(*bare)[2], *bare))
 
 
 @pytest.mark.parametrize("seq_idx", [None, torch.tensor([[0, 0, 1, 0], [5, 5, 5, 5]])])
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
 def test_gradients_match_finite_differences(backend, seq_idx) -> None:
     arguments = make_arguments(2, 4, 2, 2)
     names = list(arguments)
@@ -77,24 +80,26 @@ def test_gradient_of_the_final_state_alone() -> None:
     state = arguments["initial_state"].requires_grad_()
     grads = [
         torch.autograd.grad(selective_scan(**arguments, return_final_state=True, backend=backend)[1].sum(), state)[0]
-        for backend in ("torch", "reference")
+        for backend in ("auto", "torch", "reference")
     ]
-    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(grads[:2], [grads[2]] * 2, rtol=1e-12, atol=1e-12)
     assert grads[0].abs().max() > 0
 
 
-def test_second_derivative_of_the_torch_backend_is_refused() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_second_derivative_is_refused(backend) -> None:
     arguments = make_arguments(1, 3, 2, 2)
     u = arguments["u"].requires_grad_()
-    (grad,) = torch.autograd.grad(selective_scan(**arguments, backend="torch").sum(), u, create_graph=True)
+    (grad,) = torch.autograd.grad(selective_scan(**arguments, backend=backend).sum(), u, create_graph=True)
     with pytest.raises(NotImplementedError, match="backend='reference'"):
         grad.sum().backward()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_scan_is_traced_without_graph_break(dynamic) -> None:
+def test_scan_is_traced_without_graph_break(dynamic, backend) -> None:
     def run(arguments, seq_idx):
-        options = {"delta_softplus": True, "return_final_state": True, "backend": "torch"}
+        options = {"delta_softplus": True, "return_final_state": True, "backend": backend}
         return selective_scan(**arguments, seq_idx=seq_idx, **options)
 
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager", dynamic=dynamic)
