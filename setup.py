@@ -2,6 +2,8 @@
 
 import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 from setuptools import Extension, find_namespace_packages, setup
@@ -40,24 +42,27 @@ class BuildKernels(build_ext):
         if self.compiler.compiler_type != "unix":
             raise CompileError("the C kernels need gcc or clang; without them the ops run on torch")
         extra = SANITIZE if os.environ.get("NEURAL_LAYERS_SANITIZE") else []
-        shared, kernels = (
-            [s for s in ext.sources if Path(s).parent.name == "kernels"],
-            [s for s in ext.sources if Path(s).parent.name != "kernels"],
-        )
-        objects = self.compiler.compile(shared, output_dir=self.build_temp, extra_postargs=[*FLAGS, *extra])
-        for variant, flags in VARIANTS.items():
-            for real, macros in REALS.items():
-                objects += self.compiler.compile(
-                    kernels,
-                    output_dir=str(Path(self.build_temp, variant, real)),
-                    macros=[("VARIANT", variant), *macros],
-                    include_dirs=["kernels"],
-                    extra_postargs=[*FLAGS, *flags, *extra],
-                    depends=ext.depends,
-                )
+        cpu, *kernels = ext.sources
+        jobs = [(cpu, "", "", [*FLAGS, *extra])]
+        for (variant, flags), real, source in product(VARIANTS.items(), REALS, kernels):
+            jobs.append((source, variant, real, [*FLAGS, *flags, *extra]))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(lambda job: self.build_object(*job, ext.depends), jobs))
         self.compiler.link_shared_object(
             objects, self.get_ext_fullpath(ext.name), extra_postargs=["-pthread", *extra[:1]], libraries=["m"]
         )
+
+    def build_object(self, source: str, variant: str, real: str, flags: list[str], headers: list[str]) -> str:
+        """Compile one source for one instruction set and one type of arithmetic, unless that is up to date."""
+        folder = str(Path(self.build_temp, variant, real))
+        (path,) = self.compiler.object_filenames([source], output_dir=folder)
+        inputs = [source, "setup.py", *headers]
+        if not self.force and os.path.exists(path) and os.path.getmtime(path) > max(map(os.path.getmtime, inputs)):
+            return path
+        macros = [("VARIANT", variant), *REALS[real]] if variant else []
+        options = {"macros": macros, "include_dirs": ["kernels"], "extra_postargs": flags}
+        self.compiler.compile([source], output_dir=folder, **options)
+        return path
 
 
 roots = {"neural_layers": "neural_layers", **{f"neural_layers.{layer}": layer for layer in LAYERS}}

@@ -13,6 +13,9 @@ No -ffast-math anywhere, linked least of all: it would flush denormals in the wh
 #include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #ifdef REAL_DOUBLE
 typedef double real;
@@ -229,6 +232,20 @@ INLINE real logistic_of(real x) {
     return x < -reach ? 0 : p;
 }
 INLINE real sigmoid_of(real x) { return 1 / (1 + exp_of(-x)); }
+
+/* ---- memory ------------------------------------------------------------------------------------------------------ */
+
+/* Ask for huge pages under a large result: writing 50 MB of fresh memory in pages of 4 KB costs more than computing it.
+A hint, and nothing where the system has none. */
+static __attribute__((unused)) void expect_writes(void *data, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+    const uintptr_t page = 1 << 21, first = ((uintptr_t)data + page - 1) / page * page;
+    const uintptr_t end = ((uintptr_t)data + (uintptr_t)bytes) / page * page;
+    if (data && bytes >= 1 << 22 && end > first) madvise((void *)first, end - first, MADV_HUGEPAGE);
+#else
+    (void)data, (void)bytes;
+#endif
+}
 
 /* ---- threads ----------------------------------------------------------------------------------------------------- */
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from neural_layers.kernels import c_library
+from neural_layers.kernels import c_library, triton_support
 from neural_layers.kernels.arguments import check_devices, check_floats, check_seq_idx, match_shapes
 from neural_layers.kernels.dispatch import Backend, Op
 from neural_layers.kernels.selective_scan.fused import selective_scan_fused
@@ -54,6 +54,12 @@ _OP = Op(
             _native_obstacle,
             missing=c_library.MISSING,
             describe=c_library.describe,
+        ),
+        Backend(
+            "triton",
+            partial(selective_scan_fused, backend="triton"),
+            triton_support.obstacle,
+            triton_support.avoid,
         ),
         Backend("torch", partial(selective_scan_fused, backend="torch")),
         Backend("reference", selective_scan_reference),

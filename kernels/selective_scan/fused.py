@@ -1,11 +1,11 @@
 """The selective scan as torch sees it: one opaque op with its gradient, run by one of the implementations below.
 
 `backend` names the implementation and is the ops' last argument, so that all of them share what torch needs to know:
-the shapes (fake) and the derivative. All keep the state before each chunk of CHUNK steps for the backward pass.
+the shapes (fake) and the derivative. All keep the state before each chunk of steps for the backward pass.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,11 +14,29 @@ from neural_layers.kernels.arguments import accumulation_dtype
 from neural_layers.kernels.c_library import unwatched
 from neural_layers.kernels.selective_scan import native, pytorch
 from neural_layers.kernels.selective_scan.chunks import CHUNK
+from neural_layers.kernels.triton_support import deferred
 
-# name → forward and backward, with the arguments of the ops below but the last
-IMPLEMENTATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "native": (native.forward, native.backward),
-    "torch": (pytorch.forward, pytorch.backward),
+
+class Implementation(NamedTuple):
+    """Functions with the arguments and results of the two ops below, less `backend`."""
+
+    forward: Callable[..., tuple[Tensor, Tensor, Tensor]]  # takes `keep_borders` too, where that is optional
+    backward: Callable[..., list[Tensor]]
+    chunk: int  # steps between two states that are kept for the backward pass
+    states_last: bool  # those are (J + 1, B, E, N), not (J + 1, B, N, E)
+    optional_borders: bool  # they can be left out
+
+
+IMPLEMENTATIONS = {
+    "native": Implementation(native.forward, native.backward, CHUNK, states_last=False, optional_borders=True),
+    "triton": Implementation(
+        deferred("selective_scan.triton_forward", "forward"),
+        deferred("selective_scan.triton_backward", "backward"),
+        chunk=64,
+        states_last=True,
+        optional_borders=True,
+    ),
+    "torch": Implementation(pytorch.forward, pytorch.backward, CHUNK, states_last=False, optional_borders=False),
 }
 
 
@@ -40,8 +58,8 @@ def selective_scan_fused(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t u_t;  y_t = (C_t·h_t + D u_t) · silu(z_t), by the named implementation."""
     floats = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    if backend == "native" and unwatched(*floats):
-        y, final_state, _ = native.forward(*floats, seq_idx, delta_softplus, keep_borders=False)
+    if IMPLEMENTATIONS[backend].optional_borders and unwatched(*floats):
+        y, final_state, _ = IMPLEMENTATIONS[backend].forward(*floats, seq_idx, delta_softplus, False)
     else:
         y, final_state, _ = _forward(*floats, seq_idx, delta_softplus, backend)
     return (y, final_state) if return_final_state else y
@@ -62,8 +80,10 @@ def _forward(
     delta_softplus: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y (B, T, E), the final state (B, E, N) and the states at the borders of the chunks (J + 1, B, N, E)."""
-    return IMPLEMENTATIONS[backend][0](u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, delta_softplus)
+    """y (B, T, E), the final state (B, E, N) and the states at the borders of the chunks: (J + 1, B, N, E), or
+    (J + 1, B, E, N) for an implementation with `states_last`."""
+    run = IMPLEMENTATIONS[backend].forward
+    return run(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, delta_softplus)
 
 
 @_forward.register_fake
@@ -83,11 +103,13 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, width = u.shape
     wide = u.new_empty(0, dtype=accumulation_dtype(u, delta, A, B, C, D, z, delta_bias, initial_state))
-    chunks = (length + CHUNK - 1) // CHUNK
+    implementation, states = IMPLEMENTATIONS[backend], A.shape[1]
+    chunks = (length + implementation.chunk - 1) // implementation.chunk
+    kept = (width, states) if implementation.states_last else (states, width)
     return (
         u.new_empty(u.shape),
-        wide.new_empty(batch, width, A.shape[1]),
-        wide.new_empty(chunks + 1, batch, A.shape[1], width),
+        wide.new_empty(batch, width, states),
+        wide.new_empty(chunks + 1, batch, *kept),
     )
 
 
@@ -110,7 +132,7 @@ def _backward(
     backend: str,
 ) -> list[Tensor]:
     """The gradients of u, delta, A, B, C, and of D, z, delta_bias, initial_state where given."""
-    run = IMPLEMENTATIONS[backend][1]
+    run = IMPLEMENTATIONS[backend].backward
     return run(
         grad_y, grad_final_state, borders, u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, delta_softplus
     )

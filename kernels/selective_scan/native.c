@@ -101,5 +101,6 @@ static void forward_block(void *context, int64_t index) {
 
 void EXPORT(selective_scan_forward)(const Scan *scan) {
     const int64_t blocks = (scan->width + BLOCK - 1) / BLOCK;
+    expect_result(scan, &scan->y);
     parallel(forward_block, (void *)scan, scan->batch * blocks, scan->threads);
 }

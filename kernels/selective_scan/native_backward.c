@@ -257,5 +257,8 @@ static void backward_block(void *context, int64_t index) {
 
 void EXPORT(selective_scan_backward)(const Scan *scan) {
     const int64_t blocks = (scan->width + BLOCK - 1) / BLOCK;
+    expect_result(scan, &scan->grad_u);
+    expect_result(scan, &scan->grad_delta);
+    expect_result(scan, &scan->grad_z);
     parallel(backward_block, (void *)scan, scan->batch * blocks, scan->threads);
 }

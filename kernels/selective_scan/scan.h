@@ -237,9 +237,15 @@ INLINE const real *step_of(real *buffer, const Block *k, const Sequence *x, int6
     return buffer;
 }
 
+INLINE int element_size(const Sequence *x) { return x->dtype == REAL ? sizeof(real) : x->dtype == FLOAT32 ? 4 : 2; }
+
+/* A result (B, T, E) that is about to be written. */
+static void expect_result(const Scan *s, const Sequence *x) {
+    expect_writes(x->data, s->batch * s->length * s->width * element_size(x));
+}
+
 INLINE void prefetch(const Sequence *x, int64_t row, int64_t t, int64_t channel) {
-    const int size = x->dtype == REAL ? sizeof(real) : x->dtype == FLOAT32 ? 4 : 2;
-    __builtin_prefetch((const char *)x->data + (row * x->row + t * x->step + channel) * size);
+    __builtin_prefetch((const char *)x->data + (row * x->row + t * x->step + channel) * element_size(x));
 }
 
 /* Load steps t0 … t0 + steps, and make what the recurrence needs of them; `keep` also what the backward pass does. */
