@@ -33,15 +33,21 @@ FLAGS = [
     "-Wno-psabi",
 ]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1"]
+SANITIZED = bool(os.environ.get("NEURAL_LAYERS_SANITIZE"))
 
 
 class BuildKernels(build_ext):
     """One shared object without Python or torch in it, holding every kernel in every variant."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # One place for every kind of build, so that a later one compiles only what has changed.
+        self.build_temp = "build/sanitize" if SANITIZED else "build/kernels"
+
     def build_extension(self, ext: Extension) -> None:
         if self.compiler.compiler_type != "unix":
             raise CompileError("the C kernels need gcc or clang; without them the ops run on torch")
-        extra = SANITIZE if os.environ.get("NEURAL_LAYERS_SANITIZE") else []
+        extra = SANITIZE if SANITIZED else []
         cpu, *kernels = ext.sources
         jobs = [(cpu, "", "", [*FLAGS, *extra])]
         for (variant, flags), real, source in product(VARIANTS.items(), REALS, kernels):

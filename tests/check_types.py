@@ -29,6 +29,9 @@ def build_wheel(folder: Path) -> Path:
     for path in source_files():
         (source / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / path, source / path)
+    if (ROOT / "build" / "kernels").is_dir():
+        # What is compiled already need not be compiled again.
+        shutil.copytree(ROOT / "build" / "kernels", source / "build" / "kernels")
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
