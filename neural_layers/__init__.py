@@ -16,7 +16,9 @@ from neural_layers.cache import LayerCache
 from neural_layers.cross_attention import CrossAttention
 from neural_layers.feed_forward import GeGLU, SwiGLU
 from neural_layers.kernels.dispatch import BackendError, SlowBackendWarning, explain, use_backend
+from neural_layers.linear_4bit import Linear4bit
 from neural_layers.mamba import Mamba
+from neural_layers.mamba2 import Mamba2
 from neural_layers.norm import RMSNorm
 from neural_layers.pooling import AttentionPooling, GeMPooling
 from neural_layers.position import RotaryEmbedding, alibi_slopes
@@ -33,7 +35,9 @@ __all__ = [
     "GroupedQueryAttention",
     "LayerCache",
     "LayerScale",
+    "Linear4bit",
     "Mamba",
+    "Mamba2",
     "PostNormResidual",
     "PreNormResidual",
     "RMSNorm",

@@ -1,21 +1,33 @@
 """The public door to the ops: `import neural_layers.functional as F`."""
 
 from neural_layers.kernels.causal_conv1d import causal_conv1d
+from neural_layers.kernels.dequantize_4bit import dequantize_4bit
 from neural_layers.kernels.flash_attention import flash_attention
 from neural_layers.kernels.geglu import geglu
+from neural_layers.kernels.linear_4bit import linear_4bit
+from neural_layers.kernels.linear_cross_entropy import linear_cross_entropy
+from neural_layers.kernels.linear_kl_div import linear_kl_div
+from neural_layers.kernels.quantize_4bit import quantize_4bit
 from neural_layers.kernels.rms_norm import rms_norm
 from neural_layers.kernels.rotary import apply_rotary
 from neural_layers.kernels.selective_scan import selective_scan
 from neural_layers.kernels.selective_scan_step import selective_scan_step
+from neural_layers.kernels.ssd_scan import ssd_scan
 from neural_layers.kernels.swiglu import swiglu
 
 __all__ = [
     "apply_rotary",
     "causal_conv1d",
+    "dequantize_4bit",
     "flash_attention",
     "geglu",
+    "linear_4bit",
+    "linear_cross_entropy",
+    "linear_kl_div",
+    "quantize_4bit",
     "rms_norm",
     "selective_scan",
     "selective_scan_step",
+    "ssd_scan",
     "swiglu",
 ]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from neural_layers import EnhancedBlock, GroupedQueryAttention, LayerCache, Mamba, RotaryEmbedding
+from neural_layers import EnhancedBlock, GroupedQueryAttention, LayerCache, Mamba, Mamba2, RotaryEmbedding
 from neural_layers.testing import LAWS, check_mixer
 
 DTYPES = st.sampled_from([torch.float64, torch.float32])
@@ -43,6 +43,22 @@ def mambas(draw: st.DrawFn) -> nn.Module:
     )
 
 
+@st.composite
+def mamba2s(draw: st.DrawFn) -> nn.Module:
+    torch.manual_seed(draw(st.integers(0, 99)))
+    groups, head_dim = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    return Mamba2(
+        # Two heads or more to a group: D of a single one scales all that the norm sees, which undoes it, and what is
+        # left of its gradient is rounding.
+        groups * head_dim * 2,
+        state_dim=draw(st.integers(1, 5)),
+        head_dim=head_dim,
+        num_groups=groups,
+        conv_width=draw(st.integers(1, 5)),
+        expand=draw(st.integers(1, 2)),
+    )
+
+
 @settings(max_examples=25)
 @given(mixer=attentions(), dtype=DTYPES, length=st.integers(1, 11), seed=st.integers(0, 99))
 def test_attention_obeys_all_laws(mixer, dtype, length, seed) -> None:
@@ -53,6 +69,13 @@ def test_attention_obeys_all_laws(mixer, dtype, length, seed) -> None:
 @settings(max_examples=15)
 @given(mixer=mambas(), dtype=DTYPES, length=st.integers(1, 11), seed=st.integers(0, 99))
 def test_mamba_obeys_all_laws(mixer, dtype, length, seed) -> None:
+    report = check_mixer(mixer, dtype=dtype, length=length, seed=seed)
+    assert report.passed, report
+
+
+@settings(max_examples=15)
+@given(mixer=mamba2s(), dtype=DTYPES, length=st.integers(1, 11), seed=st.integers(0, 99))
+def test_mamba2_obeys_all_laws(mixer, dtype, length, seed) -> None:
     report = check_mixer(mixer, dtype=dtype, length=length, seed=seed)
     assert report.passed, report
 
@@ -73,9 +96,10 @@ def test_bidirectional_attention_is_found_not_causal() -> None:
     [
         EnhancedBlock(8, num_heads=4, num_kv_heads=2, layer_scale=0.5),
         EnhancedBlock(8, mixer=Mamba(8, 3), feed_forward=None),
+        EnhancedBlock(8, mixer=Mamba2(8, 3, head_dim=4, num_groups=2)),
         GroupedQueryAttention(8, 2, position=RotaryEmbedding(4, scaling={"rope_type": "linear", "factor": 4.0})),
     ],
-    ids=["attention block", "mamba block", "scaled rope"],
+    ids=["attention block", "mamba block", "mamba2 block", "scaled rope"],
 )
 def test_blocks_obey_all_laws(mixer) -> None:
     report = check_mixer(mixer)
@@ -90,15 +114,21 @@ def test_windowed_cache_changes_nothing(window) -> None:
     assert report.passed, report
 
 
-@pytest.mark.parametrize("kind", ["full", "sliding", "linear"])
+@pytest.mark.parametrize("kind", ["full", "sliding", "linear", "linear of mamba2"])
 def test_layers_of_transformers_caches_fit(kind) -> None:
     cache_utils = pytest.importorskip("transformers.cache_utils", reason="transformers is not installed")
     make = {
         "full": cache_utils.DynamicLayer,
         "sliding": lambda: cache_utils.DynamicSlidingWindowLayer(sliding_window=3),
         "linear": cache_utils.LinearAttentionLayer,
+        "linear of mamba2": cache_utils.LinearAttentionLayer,
     }[kind]
-    mixer = Mamba(8, 3) if kind == "linear" else GroupedQueryAttention(8, 4, 2, window=3 if kind == "sliding" else None)
+    mixer = {
+        "full": GroupedQueryAttention(8, 4, 2),
+        "sliding": GroupedQueryAttention(8, 4, 2, window=3),
+        "linear": Mamba(8, 3),
+        "linear of mamba2": Mamba2(8, 3, head_dim=4),
+    }[kind]
     with torch.no_grad():  # transformers' linear layer overwrites its state in place
         report = check_mixer(mixer, ["chunked", "packed_chunked", "padded_chunked", "beam_reorder"], make_cache=make)
     assert report.passed, report

@@ -1,0 +1,162 @@
+"""The Mamba-2 mixer.
+
+Letters: B batch, T length, D width, E inner width, H heads, P head width, G groups, N state size, W convolution width,
+P tokens seen where a cache is spoken of.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neural_layers.kernels.causal_conv1d import causal_conv1d
+from neural_layers.kernels.rms_norm import rms_norm
+from neural_layers.kernels.ssd_scan import ssd_scan
+from neural_layers.mamba import _last_columns, _same_document
+
+
+class GroupedRMSNorm(nn.Module):
+    """RMSNorm of each of G equal parts of the last dimension by itself, times one weight.
+
+    dim: the width E. num_groups: G. forward: (..., E) → (..., E) in the dtype of x.
+    """
+
+    def __init__(self, dim: int, num_groups: int = 1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.num_groups, self.eps = num_groups, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.num_groups == 1:
+            return rms_norm(x, self.weight, self.eps)
+        parts = x.unflatten(-1, (self.num_groups, -1))
+        return rms_norm(parts, parts.new_ones(parts.shape[-1]), self.eps).flatten(-2) * self.weight
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, num_groups={self.num_groups}, eps={self.eps}"
+
+
+class Mamba2(nn.Module):
+    """The mixer of Mamba-2 (arXiv 2405.21060), with the parameters of its reference code, in its layout.
+
+    z, xBC, dt = in_proj(x);  x, B, C = silu(conv(xBC));  y = ssd_scan(x, softplus(dt + dt_bias), A, B, C) · silu(z)
+    out_proj(norm(y))
+
+    dim: D. state_dim: N. head_dim: P; E = expand · D is a multiple of it. num_groups: G, the groups of heads that share
+    B and C, and of channels that are normalised together. conv_width: W. norm_eps: that of the normalisation.
+
+    forward(x (B, T, D), *, cache, attention_mask, position_ids, seq_idx) → (B, T, D), where with P tokens seen before
+      cache:          `LayerCache`, or a linear-attention layer of transformers' cache, which overwrites its state in
+                      place and so serves inference alone; None for none. Its recurrent state is (B, H, P, N)
+      attention_mask: (B, P + T) or (B, T), true or nonzero for a token that counts. Padding on the left leaves the
+                      state at zero; padding on the right changes no output of a real token, but what lies in the cache
+                      after it has run on through the padding
+      position_ids:   taken and not needed: a recurrence knows its position
+      seq_idx:        (B, P + T), the document of each token (a run of equal ids); the state starts anew at a border,
+                      also at one between cache and x
+
+    Raises ValueError for widths, heads and groups that do not divide, and for shapes that do not fit.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        state_dim: int = 128,
+        head_dim: int = 64,
+        num_groups: int = 1,
+        conv_width: int = 4,
+        expand: int = 2,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        inner = expand * dim
+        if inner % head_dim:
+            raise ValueError(f"expand * dim = {inner} must be a multiple of head_dim={head_dim}")
+        heads = inner // head_dim
+        if heads % num_groups:
+            raise ValueError(f"expand * dim / head_dim = {heads} heads must be a multiple of num_groups={num_groups}")
+        self.head_dim, self.num_groups, self.state_dim = head_dim, num_groups, state_dim
+        # The widths of z, x, B, C and dt; the convolution takes the middle three together.
+        self.widths = (inner, inner, num_groups * state_dim, num_groups * state_dim, heads)
+        convolved = sum(self.widths[1:4])
+        self.in_proj = nn.Linear(dim, sum(self.widths), bias=False)
+        self.conv1d = nn.Conv1d(convolved, convolved, conv_width, groups=convolved)
+        self.dt_bias = nn.Parameter(torch.empty(heads))
+        self.A_log = nn.Parameter(torch.empty(heads))
+        self.D = nn.Parameter(torch.empty(heads))
+        self.norm = GroupedRMSNorm(inner, num_groups, norm_eps)
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.reset_recurrence()
+
+    @torch.no_grad()
+    def reset_recurrence(self) -> None:
+        """Initialise what a model's general initialisation must leave alone: −A uniform in [1, 16], D = 1, and the bias
+        of Δ such that softplus(bias) is log-uniform in [0.001, 0.1]."""
+        self.A_log.uniform_(1, 16).log_()
+        self.D.fill_(1.0)
+        step = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
+        self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        cache: Any = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+    ) -> Tensor:
+        kept_BT1 = _last_columns("attention_mask", attention_mask, x)
+        documents = _last_columns("seq_idx", seq_idx, x)
+        z_BTE, inputs_BTE, dt_BTH = self.in_proj(x).split(
+            [self.widths[0], sum(self.widths[1:4]), self.widths[4]], dim=-1
+        )
+        if kept_BT1 is not None:
+            kept_BT1 = kept_BT1.bool().unsqueeze(-1)
+            inputs_BTE = inputs_BTE * kept_BT1
+        conv_state, state = self._previous(cache, inputs_BTE, seq_idx)
+        weight_EW = self.conv1d.weight.squeeze(1)
+        inputs_BTE = causal_conv1d(
+            inputs_BTE, weight_EW, self.conv1d.bias, activation="silu", initial_state=conv_state, seq_idx=documents
+        )
+        if kept_BT1 is not None:  # the convolution's bias has made padding nonzero again
+            inputs_BTE = inputs_BTE * kept_BT1
+
+        x_BTE, B_BTE, C_BTE = inputs_BTE.split(self.widths[1:4], dim=-1)
+        y_BTHP, state = ssd_scan(
+            x_BTE.unflatten(-1, (-1, self.head_dim)),
+            dt_BTH,
+            -self.A_log.exp(),
+            B_BTE.unflatten(-1, (self.num_groups, -1)),
+            C_BTE.unflatten(-1, (self.num_groups, -1)),
+            D=self.D,
+            z=z_BTE.unflatten(-1, (-1, self.head_dim)),
+            dt_bias=self.dt_bias,
+            dt_softplus=True,
+            initial_state=state,
+            return_final_state=True,
+            seq_idx=documents,
+        )
+        if cache is not None:
+            cache.update_recurrent_state(state)
+        return self.out_proj(self.norm(y_BTHP.flatten(2)))
+
+    def _previous(self, cache: Any, inputs_BTE: Tensor, seq_idx: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """The convolution's (B, W − 1, E) and the recurrence's (B, H, P, N) state before the inputs, zeroed in rows
+        where these start a new document; the convolution's is replaced in the cache by that after the inputs."""
+        if cache is None:
+            return None, None
+        length, reach = inputs_BTE.shape[1], self.conv1d.kernel_size[0] - 1
+        is_filled, state = cache.has_previous_state[0], cache.recurrent_states[0]
+        # The old inputs are taken from what comes back, because transformers' layers overwrite theirs in place.
+        seen_BET = cache.update_conv_state(inputs_BTE.transpose(1, 2), conv_kernel_size=reach)
+        if not is_filled:
+            return None, None
+        before = seen_BET.shape[-1] - length
+        conv_state = seen_BET[..., before - reach : before].transpose(1, 2)
+        if seq_idx is not None and length > 0:
+            same_BW = _same_document(seq_idx, length, reach)
+            conv_state = torch.where(same_BW.unsqueeze(-1)[:, 1:], conv_state, 0)
+            state = torch.where(same_BW[:, -1].view(-1, 1, 1, 1), state, 0)
+        return conv_state, state
