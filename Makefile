@@ -7,7 +7,7 @@ RUN := $(BIN)/python -m
 # The C kernels are built by every install, and again when a source of theirs changes.
 C_SOURCES := $(wildcard kernels/*.[ch] kernels/*/*.[ch])
 
-.PHONY: demo test lint native sanitize bench dev clean
+.PHONY: demo test lint native sanitize bench bench-docs errors dev clean
 
 demo: $(VENV)/.train
 	rm -rf runs/demo
@@ -26,7 +26,7 @@ native: $(VENV)/.test
 
 # The kernel tests on a build that traps every stray access, overflow and undefined shift.
 sanitize: $(VENV)/.test
-	NEURAL_LAYERS_SANITIZE=1 $(BIN)/python setup.py -q build_ext --build-lib build/sanitize --build-temp build/sanitize
+	NEURAL_LAYERS_SANITIZE=1 $(BIN)/python setup.py -q build_ext --build-lib build/sanitize
 	for variant in $$($(BIN)/python -c "from neural_layers.kernels.c_library import VARIANTS, runs; print(*filter(runs, VARIANTS))"); do \
 		echo "$$variant" && \
 		NEURAL_LAYERS_CPU=$$variant NEURAL_LAYERS_NATIVE=$$(find build/sanitize -name '_native*.so') \
@@ -36,6 +36,14 @@ sanitize: $(VENV)/.test
 
 bench: $(VENV)/.train
 	$(RUN) benchmarks
+
+# docs/benchmarks.md and its plots from what `python -m benchmarks --record` has written to benchmarks/results.
+bench-docs: $(VENV)/.train
+	$(RUN) benchmarks.docs
+
+# docs/errors.md: the largest error of every backend of every op.
+errors: $(VENV)/.test
+	$(RUN) tests.error_table
 
 # Editors follow links, and not the hook of an ordinary editable install.
 dev: $(BIN)/python

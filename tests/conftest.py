@@ -15,6 +15,11 @@ settings.register_profile("repository", deadline=None, derandomize=True, databas
 settings.load_profile("repository")
 torch.set_num_threads(1)
 
+if not torch.cuda.is_available():
+    # Without a GPU, Triton's kernels run in its interpreter. Triton reads this when a kernel is decorated, its own
+    # functions included, so it is set here, before any test imports triton. torch.compile on the CPU does not mind.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 @pytest.fixture
 def poisoned_memory():

@@ -1,8 +1,13 @@
 """Causal depthwise convolution over time."""
 
+from typing import Any
+
 from torch import Tensor
 
+from neural_layers.kernels import c_library, dispatch, triton_support
 from neural_layers.kernels.arguments import check_devices, check_floats, check_seq_idx, match_shapes
+from neural_layers.kernels.causal_conv1d.fused import causal_conv1d_native, causal_conv1d_triton
+from neural_layers.kernels.causal_conv1d.native import step
 from neural_layers.kernels.causal_conv1d.pytorch import causal_conv1d_torch
 from neural_layers.kernels.causal_conv1d.reference import causal_conv1d_reference
 from neural_layers.kernels.dispatch import Backend, Op
@@ -37,10 +42,36 @@ def _check(
         raise ValueError(f"activation={activation!r} must be None or 'silu'")
 
 
+def _native_obstacle(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    activation: str | None,
+    initial_state: Tensor | None,
+    return_final_state: bool,
+    seq_idx: Tensor | None,
+) -> str | None:
+    return c_library.obstacle(x, weight, bias, initial_state, seq_idx)
+
+
+def _triton_obstacle(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> str | None:
+    reason = "the convolution has more than 8 taps, and the kernels keep each in registers"
+    return triton_support.obstacle(x, weight, *args, **kwargs) or (reason if weight.shape[1] > 8 else None)
+
+
 _OP = Op(
     "causal_conv1d",
     check=_check,
     backends=(
+        Backend(
+            "native",
+            causal_conv1d_native,
+            _native_obstacle,
+            describe=c_library.describe,
+            missing=c_library.MISSING,
+        ),
+        Backend("triton", causal_conv1d_triton, _triton_obstacle, triton_support.avoid),
         Backend("torch", causal_conv1d_torch),
         Backend("reference", causal_conv1d_reference),
     ),
@@ -78,6 +109,12 @@ def causal_conv1d(
     Raises ValueError for shapes, devices or an activation that do not fit, TypeError for wrong dtypes, BackendError
     for a backend that cannot run.
     """
+    free = backend == "auto" and "causal_conv1d" not in dispatch._forced
+    if free and initial_state is not None and return_final_state and seq_idx is None:
+        # A decoding step takes less than the checks and the choice that every call goes through.
+        done = step(x, weight, bias, activation, initial_state)
+        if done is not None:
+            return done
     return _OP(
         backend,
         x,

@@ -11,26 +11,42 @@ import torch
 from torch import Tensor
 
 from neural_layers.kernels.arguments import accumulation_dtype
-from neural_layers.kernels.c_library import unwatched
+from neural_layers.kernels.c_library import autograd_alone, differentiable, unwatched
 from neural_layers.kernels.rms_norm import native
+from neural_layers.kernels.triton_support import deferred
 
 # name → (forward(x, weight, eps) → y, scale;  backward(grad_y, x, weight, scale) → grad_x, grad_weight)
 IMPLEMENTATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "native": (native.forward, native.backward),
+    "triton": (deferred("rms_norm.triton_forward", "forward"), deferred("rms_norm.triton_backward", "backward")),
 }
 
 
 def rms_norm_native(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     """x / sqrt(mean(x²) + eps) · weight, in C."""
+    return _run(x, weight, eps, "native")
+
+
+def rms_norm_triton(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+    """x / sqrt(mean(x²) + eps) · weight, in Triton."""
+    return _run(x, weight, eps, "triton")
+
+
+def _run(x: Tensor, weight: Tensor, eps: float, backend: str) -> Tensor:
     if unwatched(x, weight):
-        return native.forward(x, weight, eps)[0]
-    return _forward(x, weight, eps, "native")[0]
+        return IMPLEMENTATIONS[backend][0](x, weight, eps)[0]
+    run = _differentiable if autograd_alone(x, weight) else _forward
+    return run(x, weight, eps, backend)[0]
+
+
+def _choose(x: Tensor, weight: Tensor, eps: float, backend: str) -> tuple[Tensor, Tensor]:
+    return IMPLEMENTATIONS[backend][0](x, weight, eps)
 
 
 @torch.library.custom_op("neural_layers::rms_norm", mutates_args=())
 def _forward(x: Tensor, weight: Tensor, eps: float, backend: str) -> tuple[Tensor, Tensor]:
     """y, and the scale 1 / sqrt(mean(x²) + eps) of each row."""
-    return IMPLEMENTATIONS[backend][0](x, weight, eps)
+    return _choose(x, weight, eps, backend)
 
 
 @_forward.register_fake
@@ -56,7 +72,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _differentiate(ctx: Any, grad_y: Tensor, _: Any) -> tuple[Tensor, Tensor, None, None]:
-    return (*_backward(grad_y, *ctx.saved_tensors, ctx.backend), None, None)
+    tensors = ctx.saved_tensors
+    if unwatched(grad_y, *tensors):
+        return (*IMPLEMENTATIONS[ctx.backend][1](grad_y, *tensors), None, None)
+    return (*_backward(grad_y, *tensors, ctx.backend), None, None)
 
 
 def _refuse(ctx: Any, *grads: Any) -> None:
@@ -65,3 +84,4 @@ def _refuse(ctx: Any, *grads: Any) -> None:
 
 _forward.register_autograd(_differentiate, setup_context=_save)
 _backward.register_autograd(_refuse)
+_differentiable = differentiable(_choose, _save, _differentiate)

@@ -8,69 +8,83 @@ Bound by memory: forward reads x and writes y, backward reads x and dy and write
 
 #include "native.h"
 
+/* What kernels/rms_norm/native.py packs: contiguous tensors, x, y and their gradients of `dtype`. `scale` is the r of
+each row, kept for the backward pass where it is not null. */
 typedef struct {
-    const void *x, *grad_y;
-    void *y, *grad_x;
-    const real *weight;
-    real *scale, *grad_weight;
-    int64_t rows, width, block;
+    const void *x, *weight, *grad_y;
+    void *y, *grad_x, *grad_weight;
+    real *scale;
+    int64_t rows, width, block, dtype, weight_dtype, threads;
     double eps;
-    int dtype;
+    real *partial; /* (blocks, width): the gradient of the weight from each block of rows; null in the arguments */
 } Norm;
+
+INLINE int64_t end_of(const Norm *n, int64_t index) {
+    return (index + 1) * n->block < n->rows ? (index + 1) * n->block : n->rows;
+}
 
 static void forward_block(void *context, int64_t index) {
     const Norm *n = context;
-    real *buffer = malloc((size_t)n->width * sizeof(real));
-    int64_t end = (index + 1) * n->block;
-    for (int64_t row = index * n->block; row < (end < n->rows ? end : n->rows); row++) {
-        const real *x = row_of(buffer, n->x, n->dtype, row * n->width, n->width);
-        real *y = n->dtype == REAL ? (real *)n->y + row * n->width : buffer, sum = 0;
+    const int dtype = (int)n->dtype;
+    real *buffers = malloc(2 * (size_t)n->width * sizeof(real) + 1);
+    const real *weight = row_of(buffers + n->width, n->weight, (int)n->weight_dtype, 0, n->width);
+    for (int64_t row = index * n->block; row < end_of(n, index); row++) {
+        const real *x = row_of(buffers, n->x, dtype, row * n->width, n->width);
+        real *y = dtype == REAL ? (real *)n->y + row * n->width : buffers, sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = 0; i < n->width; i++) sum += x[i] * x[i];
-        real scale = 1 / (real)sqrt(sum / (real)n->width + (real)n->eps);
-        n->scale[row] = scale;
+        const real scale = 1 / (real)sqrt(sum / (real)n->width + (real)n->eps);
+        if (n->scale) n->scale[row] = scale;
 #pragma omp simd
-        for (int64_t i = 0; i < n->width; i++) y[i] = x[i] * scale * n->weight[i];
-        if (n->dtype != REAL) store_row(n->y, n->dtype, row * n->width, n->width, buffer);
-    }
-    free(buffer);
-}
-
-static void backward_block(void *context, int64_t index) {
-    const Norm *n = context;
-    real *buffers = malloc(3 * (size_t)n->width * sizeof(real));
-    real *grad_weight = n->grad_weight + index * n->width;
-    memset(grad_weight, 0, (size_t)n->width * sizeof(real));
-    int64_t end = (index + 1) * n->block;
-    for (int64_t row = index * n->block; row < (end < n->rows ? end : n->rows); row++) {
-        const int64_t offset = row * n->width;
-        const real *x = row_of(buffers, n->x, n->dtype, offset, n->width);
-        const real *grad_y = row_of(buffers + n->width, n->grad_y, n->dtype, offset, n->width);
-        real *grad_x = n->dtype == REAL ? (real *)n->grad_x + offset : buffers + 2 * n->width;
-        real scale = n->scale[row], sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < n->width; i++) sum += grad_y[i] * n->weight[i] * x[i];
-        real pull = sum / (real)n->width * scale * scale * scale;
-#pragma omp simd
-        for (int64_t i = 0; i < n->width; i++) {
-            grad_x[i] = grad_y[i] * n->weight[i] * scale - x[i] * pull;
-            grad_weight[i] += grad_y[i] * (x[i] * scale);
-        }
-        if (n->dtype != REAL) store_row(n->grad_x, n->dtype, offset, n->width, grad_x);
+        for (int64_t i = 0; i < n->width; i++) y[i] = x[i] * scale * weight[i];
+        if (dtype != REAL) store_row(n->y, dtype, row * n->width, n->width, y);
     }
     free(buffers);
 }
 
-/* x, y: (rows, width) of `dtype`; weight: (width), scale: (rows), the r of each row, kept for the backward pass. */
-void EXPORT(rms_norm_forward)(const void *x, int64_t dtype, const real *weight, double eps, void *y, real *scale,
-                              int64_t rows, int64_t width, int64_t block, int64_t threads) {
-    Norm norm = {.x = x, .y = y, .weight = weight, .scale = scale, .rows = rows, .width = width, .block = block, .eps = eps, .dtype = (int)dtype};
-    parallel(forward_block, &norm, (rows + block - 1) / block, threads);
+static void backward_block(void *context, int64_t index) {
+    const Norm *n = context;
+    const int dtype = (int)n->dtype;
+    real *buffers = malloc(4 * (size_t)n->width * sizeof(real) + 1);
+    const real *weight = row_of(buffers + 3 * n->width, n->weight, (int)n->weight_dtype, 0, n->width);
+    real *partial = n->partial + index * n->width;
+    for (int64_t row = index * n->block; row < end_of(n, index); row++) {
+        const int64_t offset = row * n->width;
+        const real *x = row_of(buffers, n->x, dtype, offset, n->width);
+        const real *grad_y = row_of(buffers + n->width, n->grad_y, dtype, offset, n->width);
+        real *grad_x = dtype == REAL ? (real *)n->grad_x + offset : buffers + 2 * n->width;
+        real scale = n->scale[row], sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = 0; i < n->width; i++) sum += grad_y[i] * weight[i] * x[i];
+        const real pull = sum / (real)n->width * scale * scale * scale;
+#pragma omp simd
+        for (int64_t i = 0; i < n->width; i++) {
+            grad_x[i] = grad_y[i] * weight[i] * scale - x[i] * pull;
+            partial[i] += grad_y[i] * (x[i] * scale);
+        }
+        if (dtype != REAL) store_row(n->grad_x, dtype, offset, n->width, grad_x);
+    }
+    free(buffers);
 }
 
-/* grad_weight: (blocks, width), one partial sum for each block of rows; the caller adds them up. */
-void EXPORT(rms_norm_backward)(const void *grad_y, const void *x, int64_t dtype, const real *weight, const real *scale,
-                               void *grad_x, real *grad_weight, int64_t rows, int64_t width, int64_t block, int64_t threads) {
-    Norm norm = {.x = x, .grad_y = grad_y, .grad_x = grad_x, .weight = weight, .scale = (real *)scale, .grad_weight = grad_weight, .rows = rows, .width = width, .block = block, .dtype = (int)dtype};
-    parallel(backward_block, &norm, (rows + block - 1) / block, threads);
+INLINE int64_t bytes_of_x(const Norm *n) {
+    return n->rows * n->width * (n->dtype == REAL ? (int64_t)sizeof(real) : n->dtype == FLOAT32 ? 4 : 2);
+}
+
+void EXPORT(rms_norm_forward)(const Norm *norm) {
+    expect_writes(norm->y, bytes_of_x(norm));
+    parallel(forward_block, (void *)norm, (norm->rows + norm->block - 1) / norm->block, norm->threads);
+}
+
+void EXPORT(rms_norm_backward)(const Norm *arguments) {
+    Norm n = *arguments;
+    const int64_t blocks = (n.rows + n.block - 1) / n.block;
+    n.partial = calloc((size_t)((blocks ? blocks : 1) * n.width) + 1, sizeof(real));
+    expect_writes(n.grad_x, bytes_of_x(&n));
+    parallel(backward_block, &n, blocks, n.threads);
+    for (int64_t block = 1; block < blocks; block++)
+#pragma omp simd
+        for (int64_t i = 0; i < n.width; i++) n.partial[i] += n.partial[block * n.width + i];
+    store_row(n.grad_weight, (int)n.weight_dtype, 0, n.width, n.partial);
+    free(n.partial);
 }

@@ -2,8 +2,10 @@
 
 from torch import Tensor
 
+from neural_layers.kernels import triton_support
 from neural_layers.kernels.arguments import check_devices, check_floats, match_shapes
 from neural_layers.kernels.dispatch import Backend, Op
+from neural_layers.kernels.rotary.fused import apply_rotary_triton
 from neural_layers.kernels.rotary.pytorch import apply_rotary_torch
 from neural_layers.kernels.rotary.reference import apply_rotary_reference
 
@@ -22,7 +24,11 @@ def _check(x: Tensor, cos: Tensor, sin: Tensor) -> None:
 _OP = Op(
     "apply_rotary",
     check=_check,
-    backends=(Backend("torch", apply_rotary_torch), Backend("reference", apply_rotary_reference)),
+    backends=(
+        Backend("triton", apply_rotary_triton, triton_support.obstacle, triton_support.avoid),
+        Backend("torch", apply_rotary_torch),
+        Backend("reference", apply_rotary_reference),
+    ),
 )
 
 

@@ -6,6 +6,8 @@ time is cut into segments. Then each segment is first walked from a state of zer
 Δ; `_chain` goes through the segments with the decays exp(A ΣΔ), no quotient is taken; and each is walked again from the
 state before it.
 
+The strides in time are constants of the kernels: the offsets of tokens that are loaded together then cost no registers.
+
 Letters: B batch, T length, E channels, N states, J chunks, S segments of whole chunks.
 """
 
@@ -51,8 +53,9 @@ def softplus(x, ACC: tl.constexpr):
 def load_tokens(x, x_T, t, mask, COUNT: tl.constexpr):
     """Rows t … t + COUNT − 1 of (T, …), each as it is in memory."""
     rows = ()
+    x += t * x_T
     for i in tl.static_range(COUNT):
-        rows = rows + (tl.load(x + (t + i) * x_T, mask, other=0.0),)
+        rows = rows + (tl.load(x + i * x_T, mask, other=0.0),)
     return rows
 
 
@@ -131,8 +134,8 @@ def _load_inputs(
 @triton.jit
 def _scan(
     u, delta, A, B, C, D, z, bias, start, seq_idx, y, borders, final,
-    length, width, segments, segment, u_B, u_T, delta_B, delta_T, B_B, B_T, C_B, C_T, z_B, z_T, seq_B, seq_T,
-    N: tl.constexpr, PAD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
+    length, width: tl.constexpr, segments, segment, u_B, u_T: tl.constexpr, delta_B, delta_T: tl.constexpr,
+    B_B, B_T: tl.constexpr, C_B, C_T: tl.constexpr, z_B, z_T: tl.constexpr, seq_B, seq_T: tl.constexpr, N: tl.constexpr, PAD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_START: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, KEEP: tl.constexpr,
     ACC: tl.constexpr, CHUNK: tl.constexpr, TOGETHER: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -211,8 +214,8 @@ def _scan(
 @triton.jit
 def _summarise(
     u, delta, A, B, bias, seq_idx, ends, sums, unbroken,
-    length, width, segments, segment, u_B, u_T, delta_B, delta_T, B_B, B_T, seq_B, seq_T,
-    N: tl.constexpr, PAD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
+    length, width: tl.constexpr, segments, segment, u_B, u_T: tl.constexpr, delta_B, delta_T: tl.constexpr,
+    B_B, B_T: tl.constexpr, seq_B, seq_T: tl.constexpr, N: tl.constexpr, PAD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
     ACC: tl.constexpr, TOGETHER: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """The state after a segment from zero before it, its sum of Δ, and whether no document begins in it.

@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
-from neural_layers.kernels import c_library
+from neural_layers.kernels import c_library, triton_support
 from neural_layers.kernels.arguments import check_devices, check_floats, match_shapes
 from neural_layers.kernels.dispatch import Backend, Op
+from neural_layers.kernels.selective_scan_step.fused import selective_scan_step_triton, triton_obstacle
 from neural_layers.kernels.selective_scan_step.native import obstacle, selective_scan_step_native
 from neural_layers.kernels.selective_scan_step.pytorch import selective_scan_step_torch
 from neural_layers.kernels.selective_scan_step.reference import selective_scan_step_reference
@@ -40,6 +41,7 @@ _OP = Op(
     check=_check,
     backends=(
         Backend("native", selective_scan_step_native, obstacle, missing=c_library.MISSING, describe=c_library.describe),
+        Backend("triton", selective_scan_step_triton, triton_obstacle, triton_support.avoid),
         Backend("torch", selective_scan_step_torch),
         Backend("reference", selective_scan_step_reference),
     ),

@@ -1,0 +1,180 @@
+"""The launches that are compiled ahead of time: each op's main configurations, on meta tensors.
+
+An op enters itself with a generator of `Launch`es in `OPS`. A launch calls the host functions of the op with tensors that
+have shapes, strides and dtypes and no memory, so that it runs as it would on a GPU with any size. Mark the one or two
+launches of an op that matter most as `quick`: `make test` compiles those for one target, all of them in 15 seconds.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One call of host functions: op and name tell it apart, run makes it."""
+
+    op: str
+    name: str
+    run: Callable[[], Any]
+    quick: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.op}: {self.name}"
+
+
+def meta(*shape: int, dtype: torch.dtype) -> Tensor:
+    """A tensor without memory."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _rms_norm() -> Iterator[Launch]:
+    from neural_layers.kernels.rms_norm.triton_backward import backward
+    from neural_layers.kernels.rms_norm.triton_forward import forward
+
+    def run(x: Tensor, weight: Tensor) -> None:
+        y, scale = forward(x, weight, 1e-6)
+        backward(y, x, weight, scale)
+
+    sizes = [("bf16", rows, width) for rows, width in ((131072, 128), (16384, 1024), (4096, 4096), (4096, 8192))]
+    sizes += [("bf16", 1024, 16384), ("bf16", 512, 65536), ("fp16", 4096, 4096), ("fp32", 4096, 4096)]
+    sizes += [("fp32", 4096, 8192), ("fp32", 1024, 16384), ("fp64", 4096, 1024), ("fp64", 1024, 4096)]
+    for name, rows, width in sizes:
+        x, weight = meta(rows, width, dtype=DTYPES[name]), meta(width, dtype=DTYPES[name])
+        quick = (name, width) == ("bf16", 4096)
+        yield Launch("rms_norm", f"{name} {rows}×{width}", lambda x=x, weight=weight: run(x, weight), quick)
+
+
+def _gate(op: str, activations: tuple[str, ...]) -> Iterator[Launch]:
+    from neural_layers.kernels.swiglu.triton_gate import gate_backward, gate_forward
+
+    def run(gate: Tensor, up: Tensor, activation: str) -> None:
+        gate_backward(gate_forward(gate, up, activation), gate, up, activation)
+
+    for activation in activations:
+        for name, dtype in DTYPES.items():
+            gate, up = meta(4096, 11008, dtype=dtype), meta(4096, 11008, dtype=dtype)
+            yield Launch(op, f"{activation} {name} 4096×11008", lambda g=gate, u=up, a=activation: run(g, u, a))
+        fused = meta(4096, 2 * 11008, dtype=torch.bfloat16).chunk(2, dim=-1)
+        yield Launch(op, f"{activation} bf16 halves of 4096×22016", lambda f=fused, a=activation: run(*f, a), activation != "gelu_erf")
+
+
+def _apply_rotary() -> Iterator[Launch]:
+    from neural_layers.kernels.rotary.triton_kernels import angle_gradients, rotate
+
+    def run(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+        angle_gradients(rotate(x, cos, sin, False), x, cos, sin, True)
+
+    for name, heads, width in (("bf16", 32, 128), ("bf16", 8, 128), ("bf16", 12, 64), ("fp16", 32, 128),
+                               ("fp32", 32, 128), ("fp64", 8, 64)):  # fmt: skip
+        angles = meta(4096, width // 2, dtype=torch.float64 if name == "fp64" else torch.float32)
+        x = meta(4, 4096, heads, width, dtype=DTYPES[name])
+        quick = (name, heads) == ("bf16", 32)
+        yield Launch("apply_rotary", f"{name} 4×4096×{heads}×{width}", lambda x=x, a=angles: run(x, a, a), quick)
+    q = meta(4, 4096, 3 * 32, 128, dtype=torch.bfloat16)[:, :, :32].requires_grad_()
+    rows = meta(4, 4096, 64, dtype=torch.bfloat16)
+    yield Launch("apply_rotary", "bf16 q of a fused q, k, v, angles by row", lambda: run(q, rows, rows))
+
+
+def _causal_conv1d() -> Iterator[Launch]:
+    from neural_layers.kernels.causal_conv1d.triton_backward import backward
+    from neural_layers.kernels.causal_conv1d.triton_forward import forward
+
+    def run(x: Tensor, taps: int, documents: bool, state: bool) -> None:
+        batch, length, width = x.shape
+        weight, bias = meta(width, taps, dtype=x.dtype), meta(width, dtype=x.dtype)
+        seq_idx = meta(batch, length, dtype=torch.int32) if documents else None
+        initial_state = meta(batch, taps - 1, width, dtype=x.dtype) if state else None
+        y, final = forward(x, weight, bias, initial_state, seq_idx, "silu", state)
+        backward(y, final if state else None, x, weight, bias, initial_state, seq_idx, "silu")
+
+    for name, batch, length, width, taps, documents, state in (
+        ("bf16", 8, 2048, 4096, 4, False, False),
+        ("bf16", 8, 2048, 4096, 4, True, True),
+        ("bf16", 1, 1024, 1536, 3, False, True),
+        ("bf16", 8, 2048, 4096, 7, False, False),
+        ("bf16", 2, 2048, 4096, 8, True, True),
+        ("bf16", 64, 1, 4096, 4, False, True),
+        ("fp16", 8, 2048, 4096, 4, False, False),
+        ("fp32", 8, 2048, 4096, 4, True, True),
+        ("fp64", 2, 512, 1024, 4, True, True),
+    ):
+        x = meta(batch, length, width, dtype=DTYPES[name])
+        with_options = " with documents" * documents + " with states" * state
+        yield Launch(
+            "causal_conv1d",
+            f"{name} {batch}×{length}×{width}, {taps} taps{with_options}",
+            lambda x=x, taps=taps, documents=documents, state=state: run(x, taps, documents, state),
+            quick=(name, length, taps, state) == ("bf16", 2048, 4, False),
+        )
+
+
+def _selective_scan() -> Iterator[Launch]:
+    from neural_layers.kernels.selective_scan.triton_backward import backward
+    from neural_layers.kernels.selective_scan.triton_forward import forward
+
+    def run(u: Tensor, states: int, bare: bool, documents: bool, train: bool) -> None:
+        batch, length, width = u.shape
+        A, D = meta(width, states, dtype=torch.float32), meta(width, dtype=torch.float32)
+        B = C = meta(batch, length, states, dtype=u.dtype)
+        state = meta(batch, width, states, dtype=torch.float32)
+        seq_idx = meta(batch, length, dtype=torch.int32) if documents else None
+        optional = (None, None, None, None) if bare else (D, u, D, state if documents else None)
+        inputs = (u, u, A, B, C, *optional, seq_idx, True)
+        y, final, borders = forward(*inputs, train)
+        if train:
+            backward(y, final if documents else None, borders, *inputs)
+
+    for name, batch, length, width, states, bare, documents, train in (
+        ("bf16", 1, 8192, 4096, 16, False, False, False),
+        ("bf16", 1, 8192, 4096, 16, False, False, True),
+        ("bf16", 8, 2048, 4096, 16, False, True, True),
+        ("bf16", 1, 8192, 1536, 16, False, True, True),
+        ("bf16", 4, 2048, 1536, 1, False, False, True),
+        ("bf16", 4, 2048, 1536, 64, False, False, True),
+        ("bf16", 2, 2048, 1536, 256, False, True, True),
+        ("bf16", 8, 2048, 4096, 24, True, False, True),
+        ("fp16", 8, 2048, 4096, 16, False, False, True),
+        ("fp32", 8, 2048, 4096, 16, False, True, True),
+        ("fp64", 2, 512, 1024, 16, False, True, True),
+    ):
+        u = meta(batch, length, width, dtype=DTYPES[name])
+        options = " bare" * bare + " with documents" * documents + " forward" * (not train)
+        yield Launch(
+            "selective_scan",
+            f"{name} {batch}×{length}×{width}, {states} states{options}",
+            lambda u=u, states=states, bare=bare, documents=documents, train=train: run(
+                u, states, bare, documents, train
+            ),
+            quick=(name, length, states, train) == ("bf16", 8192, 16, True) and not documents,
+        )
+
+
+def faulty_launches() -> Iterator[Launch]:
+    """Launches that must be found faulty; they are no part of `all_launches`."""
+    from tests.triton import faulty_kernels as kernels
+
+    x, out = meta(256, 256, dtype=torch.float32), meta(256, 256, dtype=torch.float32)
+    integers = meta(256, dtype=torch.int32)
+    yield Launch("faulty", "spills", lambda: kernels.outer_products[(1,)](x, out, 64, num_warps=1))
+    yield Launch("faulty", "no sum of a pointer", lambda: kernels.sum_of_a_pointer[(1,)](integers, out, 128))
+
+
+OPS: tuple[Callable[[], Iterator[Launch]], ...] = (
+    _rms_norm,
+    lambda: _gate("swiglu", ("silu",)),
+    lambda: _gate("geglu", ("gelu_tanh", "gelu_erf")),
+    _apply_rotary,
+    _causal_conv1d,
+    _selective_scan,
+)
+
+
+def all_launches() -> list[Launch]:
+    """Every launch of every op; imports triton and the kernels."""
+    return [launch for op in OPS for launch in op()]
