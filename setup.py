@@ -2,6 +2,7 @@
 
 import os
 import platform
+import runpy
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -33,6 +34,7 @@ FLAGS = [
     "-Wno-psabi",
 ]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1"]
+DIGEST = runpy.run_path("kernels/c_sources.py")["digest"](Path("kernels"))
 SANITIZED = bool(os.environ.get("NEURAL_LAYERS_SANITIZE"))
 
 
@@ -63,9 +65,10 @@ class BuildKernels(build_ext):
         folder = str(Path(self.build_temp, variant, real))
         (path,) = self.compiler.object_filenames([source], output_dir=folder)
         inputs = [source, "setup.py", *headers]
-        if not self.force and os.path.exists(path) and os.path.getmtime(path) > max(map(os.path.getmtime, inputs)):
+        current = os.path.exists(path) and os.path.getmtime(path) > max(map(os.path.getmtime, inputs))
+        if variant and current and not self.force:
             return path
-        macros = [("VARIANT", variant), *REALS[real]] if variant else []
+        macros = [("VARIANT", variant), *REALS[real]] if variant else [("SOURCES", f'"{DIGEST}"')]
         options = {"macros": macros, "include_dirs": ["kernels"], "extra_postargs": flags}
         self.compiler.compile([source], output_dir=folder, **options)
         return path

@@ -20,24 +20,29 @@ from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.compiler import is_compiling
 
+from neural_layers.kernels.c_sources import digest, sources
+
 VARIANTS = ("avx512", "avx2", "baseline")
-MISSING = (
-    "the C kernels are not built: gcc or clang was missing when neural_layers was installed; on the CPU, scans, "
-    "convolutions, norms, gates and 4-bit ops run on torch, 2 to 20 times slower"
-)
+_SLOWER = "on the CPU, scans, convolutions, norms, gates and 4-bit ops run on torch, 2 to 20 times slower"
+_NOT_BUILT = f"the C kernels are not built: gcc or clang was missing when neural_layers was installed; {_SLOWER}"
+_STALE = f"the C kernels were built from other sources than these; `make native` builds them again; {_SLOWER}"
 # The codes of kernels/native.h. The type of arithmetic itself is 0.
 _CODES = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
 
 
-def _find() -> ctypes.CDLL | None:
-    named = os.environ.get("NEURAL_LAYERS_NATIVE")
-    if named:
-        return ctypes.CDLL(named)
-    built = sorted(Path(__file__).parent.glob("_native*.so"), key=lambda path: path.stat().st_mtime)
-    return ctypes.CDLL(str(built[-1])) if built else None
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or None; and why there is none."""
+    folder, named = Path(__file__).parent, os.environ.get("NEURAL_LAYERS_NATIVE")
+    built = [named] if named else sorted(folder.glob("_native*.so"), key=lambda path: path.stat().st_mtime)
+    if not built:
+        return None, _NOT_BUILT
+    library = ctypes.CDLL(str(built[-1]))
+    built_from = ctypes.string_at(ctypes.addressof(ctypes.c_char.in_dll(library, "neural_layers_sources"))).decode()
+    # An installed package has no sources beside it.
+    return (None, _STALE) if sources(folder) and built_from != digest(folder) else (library, _NOT_BUILT)
 
 
-_LIBRARY = _find()
+_LIBRARY, MISSING = _load()
 
 
 def runs(variant: str) -> bool:

@@ -1,4 +1,4 @@
-/* Which of the variants this processor can run; compiled once, without options. */
+/* Which of the variants this processor can run, and from which sources the library was built; compiled once. */
 
 #include <string.h>
 
@@ -13,3 +13,5 @@ __attribute__((visibility("default"))) int neural_layers_cpu_runs(const char *va
 #endif
     return 0;
 }
+
+__attribute__((visibility("default"))) const char neural_layers_sources[] = SOURCES;

@@ -1,6 +1,7 @@
 """The C library: its variants, its threads, its dtypes, and the package without it."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,20 @@ def test_package_without_the_library_runs_on_torch_and_warns_once(monkeypatch: p
     F.rms_norm(x, weight, backend="torch")
     with pytest.raises(neural_layers.BackendError, match="not built"):
         F.rms_norm(x, weight, backend="native")
+
+
+@needs_library
+def test_library_built_from_other_sources_is_not_called(tmp_path: Path) -> None:
+    kernels = tmp_path / "neural_layers" / "kernels"
+    shutil.copytree(ROOT / "neural_layers", kernels.parent)
+    shutil.copytree(ROOT / "kernels", kernels)
+    shown = "from neural_layers.kernels import c_library as c; print(c.VARIANT or c.MISSING)"
+    command = [sys.executable, "-c", shown]
+    run = lambda: subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout  # noqa: E731
+    assert run().strip() == c_library.VARIANT
+    with (kernels / "native.h").open("a") as header:
+        header.write("/* another version */\n")
+    assert "built from other sources" in run()
 
 
 def test_install_without_a_compiler_succeeds(tmp_path: Path) -> None:
