@@ -4,7 +4,8 @@ One shared object, built from every `kernels/<op>/native*.c` when the package is
 function for each instruction set and for float and double arithmetic. It knows neither torch nor Python: a call passes
 addresses, sizes and dtype codes (kernels/native.h).
 
-`NEURAL_LAYERS_CPU=baseline|avx2|avx512` forces a variant; `NEURAL_LAYERS_NATIVE=PATH` loads another build.
+`NEURAL_LAYERS_CPU=baseline|avx2|avx512` forces a variant; `NEURAL_LAYERS_NATIVE=PATH` loads
+another build, as it is.
 """
 
 import ctypes
@@ -33,7 +34,9 @@ _CODES = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
 def _load() -> tuple[ctypes.CDLL | None, str]:
     """The library, or None; and why there is none."""
     folder, named = Path(__file__).parent, os.environ.get("NEURAL_LAYERS_NATIVE")
-    built = [named] if named else sorted(folder.glob("_native*.so"), key=lambda path: path.stat().st_mtime)
+    if named:
+        return ctypes.CDLL(named), _NOT_BUILT
+    built = sorted(folder.glob("_native*.so"), key=lambda path: path.stat().st_mtime)
     if not built:
         return None, _NOT_BUILT
     library = ctypes.CDLL(str(built[-1]))

@@ -85,10 +85,21 @@ typedef struct {
 /* As in native.c, against time: ask for the inputs of the chunk before, and for where this one's results go. */
 INLINE void fetch(const Block *k, int tile, int64_t t) {
     const Scan *s = k->scan;
-    const Sequence *inputs[] = {&s->u, &s->delta, &s->grad_y, &s->z}, *results[] = {&s->grad_u, &s->grad_delta, &s->grad_z};
     const int64_t channel = k->first + tile * LANES;
-    for (int i = 0; i < 3 + (s->z.data != 0); i++) prefetch(inputs[i], k->row, t - CHUNK, channel);
-    for (int i = 0; i < 2 + (s->z.data != 0); i++) prefetch(results[i], k->row, t, channel);
+    prefetch(&s->u, k->row, t - CHUNK, channel);
+    prefetch(&s->delta, k->row, t - CHUNK, channel);
+    prefetch(&s->grad_y, k->row, t - CHUNK, channel);
+    prefetch(&s->grad_u, k->row, t, channel);
+    prefetch(&s->grad_delta, k->row, t, channel);
+    if (!s->z.data) return;
+    prefetch(&s->z, k->row, t - CHUNK, channel);
+    prefetch(&s->grad_z, k->row, t, channel);
+}
+
+/* Written out, because memset would keep the registers in memory. */
+INLINE void clear(vec *registers) {
+#pragma GCC unroll 8
+    for (int i = 0; i < GROUP; i++) registers[i] = (vec){0};
 }
 
 /* The chunk again, for the states n … n + GROUP of one tile. */
@@ -102,7 +113,7 @@ INLINE void recompute(const int careful, Backward *w, int tile, int64_t n, int64
         const vec dt = load(at(k->dt, tile, t)), du = load(at(k->du, tile, t));
         vec y = load(at(k->y, tile, t));
         if (n == 0) fetch(k, tile, t0 + t);
-        if (starts && starts[t]) memset(h, 0, sizeof h);
+        if (starts && starts[t]) clear(h);
 #pragma GCC unroll 8
         for (int i = 0; i < GROUP; i++) {
             vec x = dt * load(rates + i * LANES), e = careful ? decay_carefully(x) : decay(x), P = e * h[i];
@@ -137,7 +148,7 @@ INLINE void reverse(Backward *w, int tile, int64_t n, int64_t steps, const unsig
             grad_rate[i] += through * dt;
             carry[i] = e * g;
         }
-        if (starts && starts[t]) memset(carry, 0, sizeof carry);
+        if (starts && starts[t]) clear(carry);
         store(at(w->by_input, tile, t), by_input);
         store(at(w->by_decay, tile, t), by_decay);
         real *sums = w->sums + (t * k->states + n) * 2;
