@@ -1,5 +1,7 @@
 """Functions that Triton kernels share."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 import triton
 import triton.language as tl
 

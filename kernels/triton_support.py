@@ -8,7 +8,8 @@ How an op gets a Triton backend:
 1. `kernels/<op>/triton_forward.py` and `triton_backward.py` (one `triton_kernels.py` where both are short; never
    `triton.py`) hold the `@triton.jit` kernels and the host functions `forward(...)`, `backward(...)`, which take and
    return tensors, allocate, choose the blocks and launch. Launch within `with on_device(x):`, because Triton launches
-   on the current device, and with the options `**LAUNCH`. Return early where there is nothing to launch: a grid must not be empty.
+   on the current device, and with the options `**LAUNCH`. Return early where there is nothing to launch: a grid must
+   not be empty.
 2. `kernels/<op>/fused.py` holds the op as torch sees it: a forward and a backward `torch.library.custom_op` whose last
    argument names the implementation. Enter the host functions into its `IMPLEMENTATIONS`:
    `"triton": (deferred("<op>.triton_forward", "forward"), deferred("<op>.triton_backward", "backward"))`.
@@ -33,6 +34,8 @@ How a kernel is written:
 - No `tl.make_block_ptr` and no libdevice, which the interpreter lacks; no `autotune` where a heuristic serves.
 - `tl.exp2` is one instruction of a GPU; `tl.exp` takes four. `triton_math.py` holds the functions that kernels share.
 - Windows and sums of several registers are tuples in `tl.static_range` loops (see `causal_conv1d/triton_backward.py`).
+- Kernels have no types that mypy knows: the file says `# mypy: allow-untyped-defs, allow-incomplete-defs`, and where
+  tuples grow `disable-error-code="assignment, var-annotated"`; its host functions stay typed.
 - The docstring counts bytes and operations.
 """
 
@@ -47,8 +50,8 @@ from torch import Tensor
 
 from neural_layers.kernels.arguments import accumulation_dtype
 
-# Options of every launch. The fusion of multiplications with additions is named because Triton warns where it is left to
-# its default, which changes with 3.10.
+# Options of every launch. The fusion of multiplications with additions is named because Triton warns where it is left
+# to its default, which changes with 3.10.
 LAUNCH = {"enable_fp_fusion": True}
 
 # What `multiprocessors` answers where there is no GPU: for meta tensors, with which the host functions are compiled
@@ -104,7 +107,7 @@ def avoid(*args: Any, **kwargs: Any) -> str | None:
 
 
 def deferred(module: str, function: str) -> Callable[..., Any]:
-    """A function of `neural_layers.kernels.<module>`, which is imported, and triton with it, when it is first called."""
+    """A function of `neural_layers.kernels.<module>`, which is imported, and triton with it, at the first call."""
 
     def call(*args: Any) -> Any:
         return getattr(importlib.import_module(f"neural_layers.kernels.{module}"), function)(*args)

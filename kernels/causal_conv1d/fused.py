@@ -15,7 +15,8 @@ from neural_layers.kernels.triton_support import deferred
 
 # name → (forward(x, weight, bias, initial_state, seq_idx, activation, return_final_state) → y, final_state;
 #         backward(grad_y, grad_final_state, x, weight, bias, initial_state, seq_idx, activation) → the gradients of x
-#         and weight, and of bias and initial_state where given). A final state that is not wanted is None, or (B, 0, E).
+#         and weight, and of bias and initial_state where given). A final state that is not wanted is
+#         None, or (B, 0, E).
 IMPLEMENTATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "native": (native.forward, native.backward),
     "triton": (

@@ -1,12 +1,14 @@
 """The causal depthwise convolution on the GPU (backend `triton`), backward.
 
 A program walks through a stretch of tokens of a few hundred channels. It keeps the last W − 1 inputs, and the gradients
-that the last W − 1 positions have collected, in registers, so that inputs and gradients are read once and the activation
-is computed again once. A stretch walks W − 1 tokens further than its own, whose gradients reach back into it. The
-gradients of weight and bias are summed for each stretch, and torch adds the sums: no atomics.
+that the last W − 1 positions have collected, in registers, so that inputs and gradients are read once, and the
+activation is computed again once. A stretch walks W − 1 tokens further than its own, whose gradients reach back into
+it. The gradients of weight and bias are summed for each stretch, and torch adds the sums: no atomics.
 
 Letters: B batch, T length, E channels, W taps, of which tap W − 1 − j sees the input j tokens back; P stretches.
 """
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment, var-annotated"
 
 import triton
 import triton.language as tl
@@ -17,8 +19,8 @@ from neural_layers.kernels.causal_conv1d.triton_forward import strides
 from neural_layers.kernels.triton_math import sigmoid
 from neural_layers.kernels.triton_support import LAUNCH, accumulator, multiprocessors, on_device
 
-# Tokens of the longest and of the shortest stretch, and tokens that are loaded together.
-LONGEST, SHORTEST, TOGETHER = 128, 16, 4
+# Tokens of the longest and of the shortest stretch, and tokens that are loaded together: as many as registers hold.
+LONGEST, SHORTEST, TOGETHER, TOGETHER_OF_DOCUMENTS = 128, 16, 4, 2
 
 
 @triton.jit
@@ -151,7 +153,7 @@ def _convolve_backward(
     program = tl.program_id(0).to(tl.int64)
     b = program // stretches
     first = (program - b * stretches) * TOKENS
-    e = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    e = tl.program_id(1).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
     exists = e < channels
     x += b * x_B + e * x_E
     grad_y += b * y_B + e * y_E
@@ -175,7 +177,7 @@ def _convolve_backward(
     inputs = ()
     collected = ()
     alive = ()
-    for i in tl.static_range(W - 1):
+    for _ in tl.static_range(W - 1):
         inputs = inputs + (nothing,)
         collected = collected + (nothing,)
         alive = alive + (tl.full([], 1, tl.int32),)
@@ -233,9 +235,10 @@ def backward(
     taps, acc = weight.shape[1], accumulator(x, weight, bias, initial_state)
     grad_x = x.new_empty(x.shape)
     grad_state = None if initial_state is None else initial_state.new_empty(initial_state.shape)
-    block, warps, tokens = _stretch(x, taps, acc.primitive_bitwidth // 8, seq_idx is not None)
+    block, warps, tokens = _stretch(x, taps, acc.primitive_bitwidth // 8)
     stretches = max(1, triton.cdiv(length, tokens))
-    partial = x.new_empty(batch * stretches, taps + 1, channels, dtype=accumulation_dtype(x, weight, bias, initial_state))
+    wide = accumulation_dtype(x, weight, bias, initial_state)
+    partial = x.new_empty(batch * stretches, taps + 1, channels, dtype=wide)
     has_final = grad_final_state is not None and grad_final_state.numel() > 0
     if partial.numel():
         # What is absent is never read: x stands in for its address.
@@ -249,7 +252,7 @@ def backward(
                 length, channels, stretches, *grad_y.stride(), *strides(grad_final_state, 3), *x.stride(),
                 *weight.stride(), *strides(initial_state, 3), *strides(seq_idx, 2),
                 taps, activation == "silu", bias is not None, initial_state is not None, has_final,
-                seq_idx is not None, acc, tokens, TOGETHER if seq_idx is None else TOGETHER // 2, block,
+                seq_idx is not None, acc, tokens, TOGETHER if seq_idx is None else TOGETHER_OF_DOCUMENTS, block,
                 num_warps=warps, **LAUNCH,
             )  # fmt: skip
     sums = partial.sum(dim=0)
@@ -258,14 +261,14 @@ def backward(
     return gradients if grad_state is None else [*gradients, grad_state]
 
 
-def _stretch(x: Tensor, taps: int, acc_size: int, has_documents: bool) -> tuple[int, int, int]:
+def _stretch(x: Tensor, taps: int, acc_size: int) -> tuple[int, int, int]:
     """Channels of a program, its warps, and tokens of its stretch.
 
-    A thread keeps four arrays of `taps` for each of its channels, of which it has 4, fewer where registers would not
-    hold those, or would not hold the documents as well. Stretches are as long as leaves each multiprocessor 16 warps.
+    A thread keeps four arrays of `taps` for each of its channels. It has 2 of four taps in float32, so that registers
+    leave room for 24 warps on a multiprocessor; stretches are as long as leaves each of them 16 to run.
     """
     batch, length, channels = x.shape
-    to_a_thread = max(1, min(4, (32 if has_documents else 64) // (taps * acc_size)))
+    to_a_thread = max(1, min(4, 32 // (taps * acc_size)))
     block = min(128 * to_a_thread, triton.next_power_of_2(channels))
     warps, tokens = max(1, block // (32 * to_a_thread)), LONGEST
     busy = batch * triton.cdiv(channels, block) * warps

@@ -1,10 +1,12 @@
 """The causal depthwise convolution on the GPU (backend `triton`), forward: outputs and final state.
 
-A program computes a tile of tokens × channels. Each tap is a load of the same tile, shifted by a token; all but the first
-are served by the L1 cache. The documents of `seq_idx` are followed from each token backward, border by border.
+A program computes a tile of tokens × channels. Each tap is a load of the same tile, shifted by a token; all but the
+first are served by the L1 cache. The documents of `seq_idx` are followed from each token backward, border by border.
 
 Letters: B batch, T length, E channels, W taps, of which tap W − 1 − j sees the input j tokens back.
 """
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
 
 import torch
 import triton
@@ -44,7 +46,7 @@ def _convolve(
     program = tl.program_id(0).to(tl.int64)
     b = program // blocks
     t = (program - b * blocks) * TOKENS + tl.arange(0, TOKENS)
-    e = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    e = tl.program_id(1).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
     alive = t < length
     total = tl.zeros([TOKENS, CHANNELS], ACC)
     for j in tl.static_range(W):
@@ -74,7 +76,7 @@ def _last_inputs(
 ):  # fmt: skip
     """The last W − 1 inputs, zeros for those of another document than the last token's."""
     b = tl.program_id(0).to(tl.int64)
-    e = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    e = tl.program_id(1).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
     alive = e < channels
     for j in tl.static_range(W - 1):
         s = length - 1 - j + tl.zeros([CHANNELS], tl.int32)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from neural_layers.kernels.arguments import check_floats
+from neural_layers.kernels.c_library import autograd_alone
 
 # A product of fewer rows spends its time on fetching the weight, and one of more gains nothing.
 _MOST_ROWS, _MOST_LOGITS = 256, 2**25
@@ -109,7 +110,9 @@ def take_gradients(
     # Where a graph of the backward pass is recorded, the op that refuses the second derivative must stand in it.
     if gradients is None or torch.is_grad_enabled():
         gradients = recompute(grad_loss, *ctx.saved_tensors, *ctx.options)
-    else:
+    elif autograd_alone(grad_loss, *gradients):
         gradients = [gradient.mul_(grad_loss) for gradient in gradients]
+    else:  # in a traced graph these are its own tensors, which it may still return or use again
+        gradients = [gradient * grad_loss for gradient in gradients]
     given = zip(gradients, ctx.dtypes, ctx.wants, strict=True)
     return [gradient.to(dtype) if wants else None for gradient, dtype, wants in given]

@@ -13,9 +13,6 @@ feed two multiply-adds for each row, in as many accumulators as there are regist
 hundred of that. Each sum runs in one order, whatever the number of threads. */
 
 #include <stdlib.h>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include "native.h"
 
@@ -288,7 +285,10 @@ static void hidden_task(void *context, int64_t index) {
 /* The logits of a chunk and their statistics. */
 void EXPORT(chunked_loss_logits)(const Chunk *chunk) {
     Phase phase = {.chunk = chunk};
-    for (int64_t h = 0; h < chunk->count; h++) phase.panels[h] = pack_tokens(chunk, &chunk->heads[h]);
+    for (int64_t h = 0; h < chunk->count; h++) {
+        phase.panels[h] = pack_tokens(chunk, &chunk->heads[h]);
+        expect_writes(chunk->heads[h].logits, chunk->vocabulary * chunk->stride * (int64_t)sizeof(real));
+    }
     parallel(logits_task, &phase, (chunk->vocabulary + BLOCK - 1) / BLOCK, chunk->threads);
     for (int64_t h = 0; h < chunk->count; h++) free((void *)phase.panels[h]);
 }
@@ -301,6 +301,7 @@ void EXPORT(chunked_loss_gradients)(const Chunk *chunk) {
         real *panels = malloc((size_t)(chunk->tokens * whole(head->width, COLUMNS)) * sizeof(real) + 1);
         for (int64_t c = 0; c < chunk->tokens; c++) pack_row(head->hidden + c * head->width, c, chunk->tokens, head->width, panels);
         phase.panels[h] = panels;
+        if (!head->add) expect_writes(head->grad_weight, chunk->vocabulary * head->width * (int64_t)sizeof(real));
     }
     parallel(weight_task, &phase, (chunk->vocabulary + BLOCK - 1) / BLOCK, chunk->threads);
     for (int64_t h = 0; h < chunk->count; h++) {
@@ -308,16 +309,4 @@ void EXPORT(chunked_loss_gradients)(const Chunk *chunk) {
         if (phase.head->grad_hidden) parallel(hidden_task, &phase, phase.groups, chunk->threads);
         free((void *)phase.panels[h]);
     }
-}
-
-/* Ask for large pages for memory that is about to be written for the first time: making 100 MB of small pages takes as
-long as a twentieth of a product. Only advice, and only for what lies between the borders of large pages. */
-void EXPORT(chunked_loss_large_pages)(void *memory, int64_t bytes) {
-#if defined(MADV_HUGEPAGE)
-    const uintptr_t page = 1 << 21, start = ((uintptr_t)memory + page - 1) / page * page;
-    const uintptr_t end = ((uintptr_t)memory + (uintptr_t)bytes) / page * page;
-    if (start < end) madvise((void *)start, end - start, MADV_HUGEPAGE);
-#else
-    (void)memory, (void)bytes;
-#endif
 }

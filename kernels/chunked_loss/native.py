@@ -23,8 +23,6 @@ from neural_layers.kernels.chunked_loss import Head, empty_gradients, rows_of_ch
 _BLOCK, STATISTICS, _ROWS = 96, 5, 12
 # Tokens are padded to the columns of the widest registers.
 _COLUMNS = 32
-import os
-LP=slice(*map(int,os.environ.get("LP","0,2").split(",")))
 
 
 @dataclass(frozen=True)
@@ -128,8 +126,6 @@ class _Product:
         padded = -(-chunk // _COLUMNS) * _COLUMNS
         self.buffer = tokens.new_empty((self.vocabulary + _ROWS) * padded, dtype=dtype)
         self.grad_hidden_TD, self.grad_weight_VD = empty_gradients(head, tokens, dtype)
-        for tensor in (self.buffer, self.grad_weight_VD)[LP]:
-            c_library.function("chunked_loss_large_pages", dtype)(tensor, tensor.numel() * tensor.element_size())
         self.is_first = True
 
     def logits_VC(self, stride: int) -> Tensor:

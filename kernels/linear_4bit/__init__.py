@@ -3,11 +3,16 @@
 import torch
 from torch import Tensor
 
+from neural_layers.kernels import c_library
 from neural_layers.kernels.arguments import check_devices, check_floats
 from neural_layers.kernels.dispatch import Backend, Op
 from neural_layers.kernels.four_bit import Quantized4bit, check_quantized
-from neural_layers.kernels.linear_4bit.fused import linear_4bit_torch
+from neural_layers.kernels.linear_4bit.fused import linear_4bit_int8, linear_4bit_native, linear_4bit_torch
+from neural_layers.kernels.linear_4bit.native import int8_obstacle
 from neural_layers.kernels.linear_4bit.reference import linear_4bit_reference
+
+# What autocast casts for a linear layer.
+_CAST = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _check(x: Tensor, quantized: Quantized4bit, bias: Tensor | None) -> None:
@@ -22,10 +27,24 @@ def _check(x: Tensor, quantized: Quantized4bit, bias: Tensor | None) -> None:
         raise ValueError(f"bias has shape {tuple(bias.shape)}; expected (out,) = {quantized.shape[:1]}")
 
 
+def _native_obstacle(x: Tensor, quantized: Quantized4bit, bias: Tensor | None) -> str | None:
+    return c_library.obstacle(x, quantized.packed, bias)
+
+
+def _int8_obstacle(x: Tensor, quantized: Quantized4bit, bias: Tensor | None) -> str | None:
+    return _native_obstacle(x, quantized, bias) or int8_obstacle(x, quantized)
+
+
+def _int8_avoid(x: Tensor, quantized: Quantized4bit, bias: Tensor | None) -> str:
+    return "it rounds x to 8 bits, and is taken by name only"
+
+
 _OP = Op(
     "linear_4bit",
     check=_check,
     backends=(
+        Backend("native", linear_4bit_native, _native_obstacle, describe=c_library.describe, missing=c_library.MISSING),
+        Backend("native_int8", linear_4bit_int8, _int8_obstacle, _int8_avoid, describe=c_library.describe),
         Backend("torch", linear_4bit_torch),
         Backend("reference", linear_4bit_reference),
     ),
@@ -40,8 +59,15 @@ def linear_4bit(x: Tensor, quantized: Quantized4bit, bias: Tensor | None = None,
     Returns (..., out) in the dtype of x. Inside `torch.autocast`, x is cast to its dtype first, as for any linear.
 
     Differentiable to any order in x and bias; W is frozen. Nothing of the size of W is kept for the backward pass.
+
+    `backend="native_int8"` is faster on processors with AVX-512 VNNI, and is taken only by name (or by
+    `neural_layers.use_backend`): it rounds the codes to 8 bits, and x to 8 bits with a scale for each 64 inputs (for
+    each 8 where there are at most four rows). For normally distributed x and W the error is 0.7 % of the root mean
+    square of y (0.5 %), and about 1 % of the largest y at most; an outlier in x takes precision from the inputs that
+    share its scale. Its gradient is that of the exact product.
     Raises TypeError and ValueError for arguments that do not fit, BackendError for a backend that cannot run.
     """
-    if x.is_floating_point() and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype in _CAST:
+        x = x.to(torch.get_autocast_dtype(device))
     return _OP(backend, x, quantized, bias)

@@ -11,13 +11,26 @@ import torch
 from torch import Tensor
 
 from neural_layers.kernels.arguments import accumulation_dtype
+from neural_layers.kernels.c_library import unwatched
 from neural_layers.kernels.four_bit import Quantized4bit
-from neural_layers.kernels.linear_4bit import pytorch
+from neural_layers.kernels.linear_4bit import native, pytorch
 
 # name → run(x, quantized, bias, transposed) → x Wᵀ + bias, or x W where transposed
 IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
+    "native": native.product,
+    "native_int8": native.product_int8,
     "torch": pytorch.product,
 }
+
+
+def linear_4bit_native(x: Tensor, quantized: Quantized4bit, bias: Tensor | None = None) -> Tensor:
+    """y = x Wᵀ + bias in C, with no copy of W."""
+    return _call(x, quantized, bias, "native")
+
+
+def linear_4bit_int8(x: Tensor, quantized: Quantized4bit, bias: Tensor | None = None) -> Tensor:
+    """y = x Wᵀ + bias in C, with x and the codes of W rounded to 8 bits."""
+    return _call(x, quantized, bias, "native_int8")
 
 
 def linear_4bit_torch(x: Tensor, quantized: Quantized4bit, bias: Tensor | None = None) -> Tensor:
@@ -26,6 +39,8 @@ def linear_4bit_torch(x: Tensor, quantized: Quantized4bit, bias: Tensor | None =
 
 
 def _call(x: Tensor, quantized: Quantized4bit, bias: Tensor | None, backend: str) -> Tensor:
+    if not x.is_meta and unwatched(x, quantized.packed, bias):
+        return IMPLEMENTATIONS[backend](x, quantized, bias, False)
     q = quantized
     outputs, inputs = q.shape
     return _product(

@@ -81,7 +81,7 @@ static void widen_weight(real *restrict to, const Linear *l, int64_t row, int64_
 
 /* x: (rows, inputs), y: (rows, outputs), both of `dtype`; bias: (outputs) or null; the rest is the weight. */
 void EXPORT(linear_4bit)(const uint8_t *packed, const void *absmax, const float *values, const float *map, const float *nested, const float *offset, int64_t block,
-                         const void *x, int64_t dtype, const real *bias, void *y, int64_t rows, int64_t inputs, int64_t outputs, int64_t threads) {
+                         int64_t dtype, const void *x, const real *bias, void *y, int64_t rows, int64_t inputs, int64_t outputs, int64_t threads) {
     const Weight weight = weight_of(packed, absmax, values, map, nested, offset, block, inputs * outputs);
     Linear l = {.weight = weight, .x = x, .y = y, .bias = bias, .rows = rows, .inputs = inputs, .outputs = outputs, .dtype = (int)dtype};
     l.grouped = GROUPED && inputs % GROUP == 0;

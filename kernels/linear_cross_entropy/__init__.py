@@ -54,12 +54,12 @@ _OP = Op(
     backends=(
         Backend(
             "native",
-            partial(linear_cross_entropy_fused, implementation="native"),
+            partial(linear_cross_entropy_fused, backend="native"),
             _native_obstacle,
             describe=c_library.describe,
             missing=c_library.MISSING,
         ),
-        Backend("torch", partial(linear_cross_entropy_fused, implementation="torch")),
+        Backend("torch", partial(linear_cross_entropy_fused, backend="torch")),
         Backend("reference", linear_cross_entropy_reference),
     ),
 )
@@ -77,7 +77,8 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Cross-entropy of the logits hidden @ weight.T, of which there are never more than those of a chunk of tokens.
 
-    −mean over the tokens that count of (1 − ε) log p[target] + ε · mean over v of log p[v], p = softmax(hidden @ weight.T)
+    −mean over the tokens that count of (1 − ε) log p[target] + ε · mean over v of log p[v], p = softmax(hidden @
+    weight.T)
     with ε = label_smoothing (arXiv 1512.00567). A token counts whose target is not `ignore_index`; the others take no
     part, whatever they hold, and cost nothing.
 

@@ -25,10 +25,10 @@ def linear_cross_entropy_fused(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     chunk_size: int | None = None,
-    implementation: str,
+    backend: str,
 ) -> Tensor:
     """−mean of log softmax(h Wᵀ)[target], smoothed, in chunks of tokens."""
-    options = (ignore_index, label_smoothing, chunk_size, wanted(hidden, weight), implementation)
+    options = (ignore_index, label_smoothing, chunk_size, wanted(hidden, weight), backend)
     return _forward(hidden, weight, target, *options)[0]
 
 

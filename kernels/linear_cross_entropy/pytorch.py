@@ -42,5 +42,6 @@ def cross_entropy(logits_CV: Tensor, target_C: Tensor, label_smoothing: float, w
     if wants_gradient:
         if label_smoothing:
             logits_CV -= label_smoothing / logits_CV.shape[1]
-        logits_CV.scatter_add_(1, target_C1, torch.full_like(expected_C1, label_smoothing - 1))
+        # Not scatter_add_, which CUDA does in an order of its own.
+        logits_CV.scatter_(1, target_C1, logits_CV.gather(1, target_C1) - (1 - label_smoothing))
     return losses_C1.squeeze(1)

@@ -68,12 +68,12 @@ _OP = Op(
     backends=(
         Backend(
             "native",
-            partial(linear_kl_div_fused, implementation="native"),
+            partial(linear_kl_div_fused, backend="native"),
             _native_obstacle,
             describe=c_library.describe,
             missing=c_library.MISSING,
         ),
-        Backend("torch", partial(linear_kl_div_fused, implementation="torch")),
+        Backend("torch", partial(linear_kl_div_fused, backend="torch")),
         Backend("reference", linear_kl_div_reference),
     ),
 )

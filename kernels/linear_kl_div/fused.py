@@ -26,11 +26,11 @@ def linear_kl_div_fused(
     temperature: float = 1.0,
     mask: Tensor | None = None,
     chunk_size: int | None = None,
-    implementation: str,
+    backend: str,
 ) -> Tensor:
     """T² · KL(teacher ‖ student) in chunks of tokens."""
     tensors = (student_hidden, student_weight, teacher_hidden, teacher_weight)
-    return _forward(*tensors, mask, temperature, chunk_size, wanted(*tensors), implementation)[0]
+    return _forward(*tensors, mask, temperature, chunk_size, wanted(*tensors), backend)[0]
 
 
 @torch.library.custom_op("neural_layers::linear_kl_div", mutates_args=())

@@ -4,11 +4,13 @@ With x̂ = x·s, s the scale of the row, and d = grad_y·weight:
 
     grad_x = s·(d − x̂·mean(d·x̂));  grad_weight = Σ over rows of grad_y·x̂
 
-The weight's gradient is summed without atomics: as many programs as the GPU holds at once walk over the rows, each keeps
-its partial sum in registers to its end, and torch adds the partial sums. The same bits come out of every run.
+The weight's gradient is summed without atomics: as many programs as the GPU holds at once walk over the rows, each
+keeps its partial sum in registers to its end, and torch adds the partial sums. The same bits come out of every run.
 
 Letters: M rows, D columns, P programs.
 """
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
 
 import torch
 import triton
@@ -95,10 +97,11 @@ def backward(grad_y: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> tuple[
     grad_x = x.new_empty(x.shape)
     if grad_x.numel() == 0:
         return grad_x, torch.zeros_like(weight, memory_format=torch.contiguous_format)
-    y_MD, x_MD, weight_D, scale = triton_forward.as_rows(grad_y), triton_forward.as_rows(x), weight.contiguous(), scale.contiguous()
+    y_MD, x_MD = triton_forward.as_rows(grad_y), triton_forward.as_rows(x)
+    weight, scale = weight.contiguous(), scale.contiguous()
     launch = _whole_rows if x.shape[-1] * scale.element_size() <= WHOLE_ROW_BYTES else _long_rows
     with on_device(x):
-        partial_PD = launch(y_MD, x_MD, weight_D, scale, grad_x)
+        partial_PD = launch(y_MD, x_MD, weight, scale, grad_x)
     return grad_x, partial_PD.sum(dim=0).to(weight.dtype)
 
 
@@ -125,7 +128,7 @@ def _long_rows(y_MD: Tensor, x_MD: Tensor, weight: Tensor, scale: Tensor, grad_x
     _rms_norm_long_row_mean[(rows,)](
         y_MD, x_MD, weight, scale, mean_M, y_MD.stride(0), x_MD.stride(0), width, acc, triton_forward.STRETCH,
         num_warps=8, **LAUNCH,
-    )
+    )  # fmt: skip
     strips = triton.cdiv(width, TILE_COLUMNS)
     programs = min(triton.cdiv(rows, TILE_ROWS), triton.cdiv(multiprocessors(x_MD.device) * 8, strips))
     partial_PD = scale.new_empty(programs, width)

@@ -1,7 +1,7 @@
 """The rotary embedding as torch sees it: one opaque op with its gradient, run by one of the implementations below.
 
-The rotation is linear in x: its gradient is the rotation back, the same op with `inverse` turned over, differentiable to
-any order and without x. cos and sin are tables as a rule; where they do want gradients, a second op gives them.
+The rotation is linear in x: its gradient is the rotation back, the same op with `inverse` turned over, differentiable
+to any order and without x. cos and sin are tables as a rule; where they do want gradients, a second op gives them.
 """
 
 from collections.abc import Callable
@@ -49,9 +49,7 @@ def _angle_gradients(
 
 
 @_angle_gradients.register_fake
-def _(
-    grad_y: Tensor, x: Tensor, cos: Tensor, sin: Tensor, inverse: bool, backend: str
-) -> tuple[Tensor, Tensor]:
+def _(grad_y: Tensor, x: Tensor, cos: Tensor, sin: Tensor, inverse: bool, backend: str) -> tuple[Tensor, Tensor]:
     return cos.new_empty(cos.shape), sin.new_empty(sin.shape)
 
 

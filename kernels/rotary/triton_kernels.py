@@ -1,10 +1,12 @@
 """The rotary embedding on the GPU (backend `triton`): the rotation, its inverse, and the gradients of cos and sin.
 
-A program rotates a tile of tokens × heads × pairs and reads the angles of its tokens once for all heads. Inputs may have
-any strides; outputs are contiguous.
+A program rotates a tile of tokens × heads × pairs and reads the angles of its tokens once for all heads. Inputs may
+have any strides; outputs are contiguous.
 
 Letters: B batch, T length, H heads, K head width, P = K/2 pairs; N = B·T tokens.
 """
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
 
 import triton
 import triton.language as tl
@@ -27,7 +29,7 @@ def _rotate(
     Reads and writes x once, 4 bytes an element in bfloat16, for 3 operations; the angles of a token once for all heads.
     """
     n = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
-    h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    h = tl.program_id(1).to(tl.int64) * HEADS + tl.arange(0, HEADS)
     p = tl.arange(0, COLUMNS)
     b = n // length
     t = n - b * length
@@ -65,7 +67,7 @@ def _angle_gradients(
     exists = (row < rows)[:, None] & (p < P)[None, :]
     total_cos = tl.zeros([ROWS, COLUMNS], ACC)
     total_sin = tl.zeros([ROWS, COLUMNS], ACC)
-    for i in range(0, repeats * heads):
+    for i in range(tl.zeros([], tl.int64), repeats * heads):  # from a 64-bit 0, for the offsets
         h = i % heads
         batch = b + i // heads
         g_at = grad + (batch * g_B + t * g_T + h * g_H)[:, None] + p[None, :] * g_K

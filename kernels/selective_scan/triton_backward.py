@@ -6,12 +6,15 @@ With g_t the gradient of h_t and G_t the gradient of C_t·h_t + D u_t:
     dΔ_t = Σ_N g_t exp(Δ_t A) h_{t−1} A + u_t Σ_N g_t B_t      dA = Σ_t g_t exp(Δ_t A) h_{t−1} Δ_t
     du_t = Δ_t Σ_N g_t B_t + D G_t
 
-A program goes through the chunks of a few channels from the last to the first. Each chunk is walked forward from its kept
-state, and a state every few tokens noted; then these few tokens, the last first, are walked forward once more with their
+A program goes through the chunks of a few channels from the last to the first. Each chunk is walked forward from its
+kept
+state, and a state every few tokens noted; then these few tokens, the last first, are walked forward once more with
+their
 states in registers, and backward. As in the forward pass, time is cut into segments where there are too few channels;
 the gradient that enters a segment at its end then comes from the same `chain`.
 
-The gradients of B and C are sums over the channels of a program, which torch adds; those of A, D and the bias are sums over
+The gradients of B and C are sums over the channels of a program, which torch adds; those of A, D and the bias are sums
+over
 its tokens: no atomics, and the same bits from every run.
 
 Letters: B batch, T length, E channels, N states, J chunks, S segments, P blocks of channels.
@@ -38,8 +41,8 @@ from neural_layers.kernels.selective_scan.triton_forward import (
 )
 from neural_layers.kernels.triton_support import LAUNCH, accumulator, on_device
 
-# States of a program, and tokens whose states are in registers together; in float64 half of the tokens.
-ELEMENTS, TOGETHER = 512, 4
+# Tokens whose states and decays are in registers together: as many as do not spill.
+TOGETHER, TOGETHER_PACKED, TOGETHER_FLOAT64 = 4, 3, 2
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 
@@ -160,8 +163,10 @@ def _scan_backward(
 ):  # fmt: skip
     """The gradients of a segment of tokens and a block of channels.
 
-    For each token and channel it reads u, delta, z and grad_y, u and delta twice, and writes three gradients, 18 bytes in
-    bfloat16; 8·N/CHANNELS bytes of the parts of grad_B and grad_C; and 8·N/TOGETHER bytes of noted states, which stay in
+    For each token and channel it reads u, delta, z and grad_y, u and delta twice, and writes three gradients, 18 bytes
+    in
+    bfloat16; 8·N/CHANNELS bytes of the parts of grad_B and grad_C; and 8·N/TOGETHER bytes of noted states, which stay
+    in
     the L2 cache. It takes 2·N exponentials and about 20·N other operations, and two sums over channels for each token.
     """
     program = tl.program_id(0).to(tl.int64)
@@ -203,23 +208,25 @@ def _scan_backward(
     sums = (tl.zeros([CHANNELS, PAD], ACC), tl.zeros([CHANNELS], ACC), tl.zeros([CHANNELS], ACC))
 
     chunks = (end - first + CHUNK - 1) // CHUNK
-    for j in range(0, chunks):
+    for j in range(chunks):
         start = first + (chunks - 1 - j) * CHUNK
         stop = tl.minimum(start + CHUNK, end)
         singles = start + (stop - start) // TOGETHER * TOGETHER
         h = tl.load(borders + start // CHUNK * batch * width * N, mask, other=0.0)
         h = _note_states(
-            h, noted, start, singles, u, u_T, delta, delta_T, B, B_T, seq_idx, seq_T, A_EN, bias_E, e_mask, n_mask, mask,
+            h, noted, start, singles, u, u_T, delta, delta_T, B, B_T, seq_idx, seq_T, A_EN, bias_E, e_mask, n_mask,
+            mask,
             width * N, SOFTPLUS, HAS_DOCUMENTS, ACC, TOGETHER,
         )  # fmt: skip
         single_notes = noted + CHUNK // TOGETHER * width * N
         _note_states(
-            h, single_notes, singles, stop, u, u_T, delta, delta_T, B, B_T, seq_idx, seq_T, A_EN, bias_E, e_mask, n_mask,
+            h, single_notes, singles, stop, u, u_T, delta, delta_T, B, B_T, seq_idx, seq_T, A_EN, bias_E, e_mask,
+            n_mask,
             mask, width * N, SOFTPLUS, HAS_DOCUMENTS, ACC, 1,
         )  # fmt: skip
         # What one thread noted, another may read.
         tl.debug_barrier()
-        for i in range(0, stop - singles):
+        for i in range(stop - singles):
             t = stop - 1 - i
             h = tl.load(single_notes + (t - singles) * width * N, mask, other=0.0)
             carry, sums = _walk_back(
@@ -228,7 +235,7 @@ def _scan_backward(
                 grad_u, grad_delta, grad_z, grad_B, grad_C, width,
                 N, PAD, SOFTPLUS, HAS_D, HAS_Z, HAS_DOCUMENTS, ACC, 1,
             )  # fmt: skip
-        for i in range(0, (singles - start) // TOGETHER):
+        for i in range((singles - start) // TOGETHER):
             t = singles - (i + 1) * TOGETHER
             h = tl.load(noted + (t - start) // TOGETHER * width * N, mask, other=0.0)
             carry, sums = _walk_back(
@@ -259,7 +266,8 @@ def _summarise_backward(
 ):  # fmt: skip
     """The gradient of the state before a segment where that after it is zero, its sum of Δ, and whether it is unbroken.
 
-    Reads grad_y, delta and z, 6 bytes in bfloat16 for each token and channel, for N exponentials and 2·N other operations.
+    Reads grad_y, delta and z, 6 bytes in bfloat16 for each token and channel, for N exponentials and 2·N other
+    operations.
     """
     program = tl.program_id(0).to(tl.int64)
     b = program // segments
@@ -277,7 +285,7 @@ def _summarise_backward(
     carry = tl.zeros([CHANNELS, PAD], ACC)
     sum_E = tl.zeros([CHANNELS], ACC)
     broken = tl.full([], 0, tl.int32)
-    for i in range(0, end - first):
+    for i in range(end - first):
         t = end - 1 - i
         raw = tl.load(delta + b * delta_B + t * delta_T + e, e_mask, other=0.0).to(ACC) + bias_E
         grad = tl.load(grad_y + b * y_B + t * y_T + e, e_mask, other=0.0)
@@ -322,7 +330,7 @@ def backward(
     carry = None if grad_final_state is None else grad_final_state.contiguous()
     if length == 0 and grad_start is not None:
         grad_start.zero_() if carry is None else grad_start.copy_(carry)
-    block, pad, warps = channel_block(width, states, ELEMENTS) if width else (1, 1, 1)
+    block, pad, warps = channel_block(width, states, borders.dtype) if width else (1, 1, 1)
     blocks = triton.cdiv(width, block)
     programs_of = cut(batch * blocks, length, u.device) if grad_u.numel() else (1, 0)
     segments, segment = programs_of
@@ -331,7 +339,8 @@ def backward(
     if grad_u.numel():
         u, delta, B, C, z, grad_y = (rows(x) for x in (u, delta, B, C, z, grad_y))
         A, D, delta_bias = (None if x is None else x.contiguous() for x in (A, D, delta_bias))
-        together = TOGETHER if acc.primitive_bitwidth == 32 else TOGETHER // 2
+        together = TOGETHER if seq_idx is None else TOGETHER_PACKED
+        together = TOGETHER_FLOAT64 if borders.dtype == torch.float64 else together
         notes = triton_forward.CHUNK // together + together - 1
         noted = borders.new_empty(batch * segments, notes, width, states)
         z_or_u, seq_idx_or_u = u if z is None else z, u if seq_idx is None else seq_idx
@@ -381,7 +390,7 @@ def _carries(
 ) -> Tensor:
     """The gradients of the states after each segment (B, S, E, N)."""
     (batch, length, width), states, acc = delta.shape, A.shape[1], accumulator(like)
-    block, pad, warps = channel_block(width, states, ELEMENTS)
+    block, pad, warps = channel_block(width, states, like.dtype)
     blocks = triton.cdiv(width, block)
     carries, sums = like.new_empty(batch, segments, width, states), like.new_empty(batch, segments, width)
     unbroken = delta.new_empty(batch, segments, dtype=torch.int32)

@@ -1,8 +1,11 @@
 """The selective scan on the GPU (backend `triton`), forward.
 
-A program walks through the tokens with the states of a few channels in registers, which reads every input once and takes
-one exponential for each state and token: those are what limits the scan. Where there are too few channels to fill the GPU,
-time is cut into segments. Then each segment is first walked from a state of zero, which gives its end state and its sum of
+A program walks through the tokens with the states of a few channels in registers, which reads every input once and
+takes
+one exponential for each state and token: those are what limits the scan. Where there are too few channels to fill the
+GPU,
+time is cut into segments. Then each segment is first walked from a state of zero, which gives its end state and its
+sum of
 Δ; `_chain` goes through the segments with the decays exp(A ΣΔ), no quotient is taken; and each is walked again from the
 state before it.
 
@@ -21,8 +24,9 @@ from neural_layers.kernels.triton_support import LAUNCH, accumulator, multiproce
 
 # Tokens between two states that are kept for the backward pass, half of the bytes of u in bfloat16 where N is 16.
 CHUNK = 64
-# States of a program, 4 to a thread; tokens whose inputs are loaded together, while the ones before are computed on.
-ELEMENTS, TOGETHER = 512, 8
+# Bytes of states of a program, 16 to a thread; tokens whose inputs are loaded together, while the ones before are
+# computed on, and their number in float64, where registers are short.
+STATE_BYTES, TOGETHER, TOGETHER_FLOAT64 = 2048, 8, 2
 # Programs to a multiprocessor where time is cut, and the fewest chunks of a segment.
 PROGRAMS, LEAST_CHUNKS = 4, 2
 # e^x = 2^(x log₂ e): the factor goes into A once, and the exponential is one instruction.
@@ -33,7 +37,7 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 def softplus(x, ACC: tl.constexpr):
     """log(1 + eˣ), with the relative precision of ACC for small results too, on which the decays depend."""
     e = tl.exp(-tl.abs(x))
-    if ACC == tl.float64:
+    if tl.float64 == ACC:
         w = 1 + e
         tail = tl.log(w) - ((w - 1) - e) / w
     else:
@@ -135,14 +139,17 @@ def _load_inputs(
 def _scan(
     u, delta, A, B, C, D, z, bias, start, seq_idx, y, borders, final,
     length, width: tl.constexpr, segments, segment, u_B, u_T: tl.constexpr, delta_B, delta_T: tl.constexpr,
-    B_B, B_T: tl.constexpr, C_B, C_T: tl.constexpr, z_B, z_T: tl.constexpr, seq_B, seq_T: tl.constexpr, N: tl.constexpr, PAD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
+    B_B, B_T: tl.constexpr, C_B, C_T: tl.constexpr, z_B, z_T: tl.constexpr, seq_B, seq_T: tl.constexpr, N:
+    tl.constexpr, PAD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_START: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, KEEP: tl.constexpr,
     ACC: tl.constexpr, CHUNK: tl.constexpr, TOGETHER: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """y of a segment of tokens and a block of channels, the states before each chunk, and the final state.
 
-    For each token and channel it reads u, delta, z and writes y, 8 bytes in bfloat16; and 4·N/CHUNK bytes of kept states.
-    It takes N exponentials, 3·N multiplications and additions fused or not, and about 40 operations of softplus and silu,
+    For each token and channel it reads u, delta, z and writes y, 8 bytes in bfloat16; and 4·N/CHUNK bytes of kept
+    states.
+    It takes N exponentials, 3·N multiplications and additions fused or not, and about 40 operations of softplus and
+    silu,
     which the PAD/4 threads that share a channel all do. B and C come from the L2 cache.
     """
     program = tl.program_id(0).to(tl.int64)
@@ -215,7 +222,8 @@ def _scan(
 def _summarise(
     u, delta, A, B, bias, seq_idx, ends, sums, unbroken,
     length, width: tl.constexpr, segments, segment, u_B, u_T: tl.constexpr, delta_B, delta_T: tl.constexpr,
-    B_B, B_T: tl.constexpr, seq_B, seq_T: tl.constexpr, N: tl.constexpr, PAD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
+    B_B, B_T: tl.constexpr, seq_B, seq_T: tl.constexpr, N: tl.constexpr, PAD: tl.constexpr, SOFTPLUS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
     ACC: tl.constexpr, TOGETHER: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """The state after a segment from zero before it, its sum of Δ, and whether no document begins in it.
@@ -276,7 +284,7 @@ def chain(
     h = tl.zeros([CHANNELS, PAD], ACC)
     if HAS_START:
         h = tl.load(start + b * width * N + tile, mask, other=0.0).to(ACC)
-    for i in range(0, segments):
+    for i in range(segments):
         s = segments - 1 - i if REVERSE else i
         at = b * segments + s
         own = tl.load(ends + at * width * N + tile, mask, other=0.0)
@@ -315,7 +323,7 @@ def forward(
         return y, final, borders
     u, delta, B, C, z = (rows(x) for x in (u, delta, B, C, z))
     A, D, delta_bias, start = (None if x is None else x.contiguous() for x in (A, D, delta_bias, initial_state))
-    block, pad, warps = channel_block(width, states, ELEMENTS)
+    block, pad, warps = channel_block(width, states, dtype)
     blocks = triton.cdiv(width, block)
     segments, segment = cut(batch * blocks, length, u.device)
     flags = delta_softplus, D is not None, z is not None, delta_bias is not None
@@ -326,7 +334,7 @@ def forward(
             u, delta, A, B, C, D, u if z is None else z, delta_bias, start, u if seq_idx is None else seq_idx, y,
             borders, final, length, width, segments, segment, *u.stride()[:2], *delta.stride()[:2], *B.stride()[:2],
             *C.stride()[:2], *strides(z), *strides(seq_idx), states, pad, *flags, start is not None,
-            seq_idx is not None, keep_borders, acc, CHUNK, TOGETHER, block,
+            seq_idx is not None, keep_borders, acc, CHUNK, tokens_together(dtype), block,
             num_warps=warps, **LAUNCH,
         )  # fmt: skip
     return y, final, borders
@@ -347,14 +355,15 @@ def _starts(
 ) -> Tensor:
     """The states before each segment (B, S, E, N)."""
     (batch, length, width), states, acc = u.shape, A.shape[1], accumulator(like)
-    block, pad, warps = channel_block(width, states, ELEMENTS)
+    block, pad, warps = channel_block(width, states, like.dtype)
     blocks = triton.cdiv(width, block)
     ends, sums = like.new_empty(batch, segments, width, states), like.new_empty(batch, segments, width)
     unbroken = u.new_empty(batch, segments, dtype=torch.int32)
     _summarise[(batch * segments, blocks)](
         u, delta, A, B, delta_bias, u if seq_idx is None else seq_idx, ends, sums, unbroken,
         length, width, segments, segment, *u.stride()[:2], *delta.stride()[:2], *B.stride()[:2], *strides(seq_idx),
-        states, pad, delta_softplus, delta_bias is not None, seq_idx is not None, acc, TOGETHER, block,
+        states, pad, delta_softplus, delta_bias is not None, seq_idx is not None, acc, tokens_together(like.dtype),
+        block,
         num_warps=warps, **LAUNCH,
     )  # fmt: skip
     chain[(batch, blocks)](
@@ -375,11 +384,16 @@ def strides(x: Tensor | None) -> tuple[int, int]:
     return (0, 0) if x is None else x.stride()[:2]
 
 
-def channel_block(width: int, states: int, elements: int) -> tuple[int, int, int]:
+def channel_block(width: int, states: int, dtype: torch.dtype) -> tuple[int, int, int]:
     """Channels of a program, its states with those that only fill up a power of two, and its warps."""
     pad = triton.next_power_of_2(max(states, 1))
-    block = min(triton.next_power_of_2(width), max(1, elements // pad))
-    return block, pad, max(1, min(4, block * pad // 128))
+    block = min(triton.next_power_of_2(width), max(1, STATE_BYTES // (pad * dtype.itemsize)))
+    return block, pad, max(1, min(4, block * pad * dtype.itemsize // 512))
+
+
+def tokens_together(dtype: torch.dtype) -> int:
+    """Tokens whose inputs are loaded together."""
+    return TOGETHER_FLOAT64 if dtype == torch.float64 else TOGETHER
 
 
 def cut(programs: int, length: int, device: torch.device) -> tuple[int, int]:

@@ -7,13 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-
 from neural_layers.kernels.arguments import accumulation_dtype
 from neural_layers.kernels.selective_scan.triton_forward import channel_block, over_states, softplus
 from neural_layers.kernels.triton_support import LAUNCH, accumulator, on_device
-
-# States of a program, 4 to a thread: small, so that one token of a few rows occupies the whole GPU.
-ELEMENTS = 512
 
 
 @triton.jit
@@ -24,7 +20,8 @@ def _step(
 ):  # fmt: skip
     """h = exp(Δ A) state + Δ B u;  y = (C·h + D u) · silu(z), for one row and a block of channels.
 
-    Reads state and A and writes the new state, 12·N bytes for each row and channel in float32, and 8 bytes of u, delta, z
+    Reads state and A and writes the new state, 12·N bytes for each row and channel in float32, and 8 bytes of u,
+    delta, z
     and y in bfloat16, for N exponentials and 5·N other operations; A comes from the L2 cache for all rows but one.
     """
     b = tl.program_id(0).to(tl.int64)
@@ -78,12 +75,13 @@ def step(
         state = state.contiguous()
     A, D, delta_bias = (None if x is None else x.contiguous() for x in (A, D, delta_bias))
     u, delta, B, C, z = (x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (u, delta, B, C, z))
-    block, pad, warps = channel_block(width, states, ELEMENTS)
+    block, pad, warps = channel_block(width, states, dtype)
     with on_device(u):
         _step[(batch, triton.cdiv(width, block))](
             state, u, delta, A, B, C, D, z, delta_bias, y, new_state, width,
             state.stride(0), u.stride(0), delta.stride(0), B.stride(0), C.stride(0), 0 if z is None else z.stride(0),
-            states, pad, delta_softplus, D is not None, z is not None, delta_bias is not None, accumulator(*given), block,
+            states, pad, delta_softplus, D is not None, z is not None, delta_bias is not None, accumulator(*given),
+            block,
             num_warps=warps, **LAUNCH,
         )  # fmt: skip
     return y, new_state

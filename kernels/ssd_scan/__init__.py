@@ -44,10 +44,14 @@ def _check(
         raise ValueError(f"chunk_size={chunk_size} must be at least 1")
 
 
-def _triton_obstacle(x: Tensor, *args: Any, chunk_size: int, **kwargs: Any) -> str | None:
-    reason = triton_support.obstacle(x, *args, **kwargs)
-    if reason is None and (chunk_size > 128 or x.shape[3] > 128):
-        return "the chunk_size or the width of a head is above 128, and the kernels keep a chunk of a head in registers"
+def _triton_obstacle(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, *args: Any, chunk_size: int, **kwargs: Any
+) -> str | None:
+    reason = triton_support.obstacle(x, dt, A, B, *args, **kwargs)
+    if reason is None and (chunk_size > 64 or x.shape[3] > 128):
+        return "chunk_size is above 64 or a head wider than 128, and the kernels keep a chunk of a head in registers"
+    if reason is None and B.shape[3] == 0:
+        return "the state has no entries"
     return reason
 
 

@@ -99,9 +99,9 @@ class Backward:
         work, grad_BGRCP = self.scan.work, grad_BGCRP.transpose(2, 3)
         products_BGRCC = work.times("products", grad_BGRCP, chunk.drive_BGCRP.transpose(2, 3).mT)
         grad_scores_BGCC = products_BGRCC.mul_(chunk.decay_BGRCC).sum(dim=2).tril_()
-        # The flow from s to t, which passes no border where s = t. Past the border before token b flows Σ_{t ≥ b > s},
-        # which is Σ_{t ≥ b} less what came from b and later: in float64 exact, as each product stands in both.
-        products_BGRCC *= chunk.scores_BGCC.tril(-1).unsqueeze(2)
+        # The flow from s to t. Past the border before token b flows Σ_{t ≥ b > s}, which is Σ_{t ≥ b} less Σ_{s ≥ b};
+        # in float64, because what begins at b or later stands in both.
+        products_BGRCC *= chunk.scores_BGCC.unsqueeze(2)
         flow_BGRCC = work("float64", *products_BGRCC.shape, dtype=torch.float64).copy_(products_BGRCC)
         return (
             work.times("within", chunk.weights_BGRCC.mT, grad_BGRCP),

@@ -108,7 +108,7 @@ class Chunk:
         logs_BGRCC = self.work("float64", *shape, dtype=torch.float64)
         torch.sub(self.logs_BGRC.unsqueeze(-1), self.logs_BGRC.unsqueeze(-2), out=logs_BGRCC)
         # Masked before the exponential, which would overflow where s lies after t.
-        return self._exp(self.work("decay", *shape).copy_(logs_BGRCC).tril_(-1))
+        return self._exp(self.work("decay", *shape).copy_(logs_BGRCC).tril_())
 
     @cached_property
     def scores_BGCC(self) -> Tensor:

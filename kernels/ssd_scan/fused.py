@@ -15,6 +15,7 @@ from neural_layers.kernels.c_library import unwatched
 from neural_layers.kernels.ssd_scan import pytorch
 from neural_layers.kernels.triton_support import deferred
 
+
 class Implementation(NamedTuple):
     """Functions with the arguments and results of the two ops below, less `backend`. Neither modifies its arguments."""
 

@@ -5,7 +5,8 @@ With s_t the sum of Δ A from the start of a chunk to its token t, and h the sta
     y_t = Σ_{s ≤ t} e^{s_t − s_s} (C_t·B_s) Δ_s x_s  +  e^{s_t} h C_t  +  D x_t
     h'  = e^{s_end} h  +  Σ_s e^{s_end − s_s} Δ_s x_s B_sᵀ
 
-Three kernels: what the tokens of each chunk add to the state after it, all chunks at once; the states, chunk after chunk;
+Three kernels: what the tokens of each chunk add to the state after it, all chunks at once; the states, chunk after
+chunk;
 the outputs, all chunks at once. A token counts for another, or for a state, only in its own document: their factor is
 filled with 0 where they are of different ones.
 
@@ -37,6 +38,32 @@ def dot(left, right, total, DOT: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def all_finite(x):
+    """Whether a matrix has neither NaN nor infinity."""
+    return tl.sum(tl.sum(x * 0.0, axis=1), axis=0) == 0.0
+
+
+@triton.jit
+def dot_of_tokens(left, right, total, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """total + left @ right, where a 0 of `left` says that a token does not see another, not even its NaN or infinity.
+
+    Only where the product is not finite, it is taken again without what is not finite, which is then said to be NaN
+    where
+    it is seen.
+    """
+    product = dot(left, right, total, DOT, PRECISION)
+    if not all_finite(product):
+        is_left = left * 0.0 == 0.0
+        is_right = right * 0.0 == 0.0
+        sees = (left != 0.0).to(total.dtype)
+        spoilt = dot(sees, tl.where(is_right, 0.0, 1.0).to(total.dtype), tl.zeros_like(total), DOT, PRECISION)
+        spoilt += tl.sum(tl.where(is_left, 0.0, 1.0), axis=1)[:, None].to(total.dtype)
+        product = dot(tl.where(is_left, left, 0.0), tl.where(is_right, right, 0.0), total, DOT, PRECISION)
+        product = tl.where(spoilt > 0.0, float("nan"), product)
+    return product
+
+
+@triton.jit
 def decay(log, lives, ACC: tl.constexpr):
     """e^log where `lives`, otherwise 0; the difference of two sums is taken in float64, and only then rounded."""
     return tl.where(lives, tl.exp(tl.where(lives, log, 0.0).to(ACC)), 0.0)
@@ -65,7 +92,8 @@ def _chunk_states(
 ):  # fmt: skip
     """Σ_s e^{s_end − s_s} Δ_s x_s B_sᵀ, a block of (P, N) of one chunk and head.
 
-    Reads x and B and writes a state: 2·(P + N) bytes a token and head in bfloat16 and 4·P·N/CHUNK, for 2·P·N operations.
+    Reads x and B and writes a state: 2·(P + N) bytes a token and head in bfloat16 and 4·P·N/CHUNK, for 2·P·N
+    operations.
     """
     program = tl.program_id(0).to(tl.int64)
     j = program % chunks
@@ -106,12 +134,10 @@ def _pass_states(
     state = tl.zeros([BLOCK], ACC)
     if HAS_START:
         state = tl.load(start + row * SIZE + i, i < SIZE, other=0.0).to(ACC)
-    for k in range(0, chunks):
+    for k in range(chunks):
         j = chunks - 1 - k if REVERSE else k
         last = tl.minimum((j + 1) * CHUNK, length) - 1
-        lives = tl.load(documents + b * length + last) == tl.load(
-            documents + b * length + tl.maximum(j * CHUNK - 1, 0)
-        )
+        lives = tl.load(documents + b * length + last) == tl.load(documents + b * length + tl.maximum(j * CHUNK - 1, 0))
         factor = tl.exp(tl.load(sums + (b * length + last) * heads + h).to(ACC))
         at = states + (j * rows + row) * SIZE + i
         own = tl.load(at, i < SIZE, other=0.0)
@@ -162,7 +188,7 @@ def _chunk_outputs(
     weights = tl.where(sees, scores * decay(s[:, None] - s[None, :], sees, ACC) * delta_C[None, :], 0.0)
     mask = exists[:, None] & p_mask[None, :]
     x_CP = tl.load(x + b * x_B + t[:, None] * x_T + h * x_H + p[None, :], mask, other=0.0).to(ACC)
-    total = dot(weights, x_CP, total, DOT, PRECISION)
+    total = dot_of_tokens(weights, x_CP, total, DOT, PRECISION)
     if HAS_D:
         total += tl.load(D + h).to(ACC) * x_CP
     if HAS_Z:
@@ -173,7 +199,7 @@ def _chunk_outputs(
 
 @dataclass
 class Steps:
-    """Δ and what follows from it, small tensors (B, T, H) and (B, T), made by torch: and how matrices are multiplied."""
+    """Δ and what follows from it, (B, T, H) and (B, T), made by torch; and how matrices are multiplied."""
 
     raw: Tensor  # dt with its bias, before softplus
     delta: Tensor

@@ -7,6 +7,10 @@ lie apart, are read where they are.
 Letters: M rows, F columns.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+from itertools import pairwise
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -147,4 +151,4 @@ def _is_rows(tensor: Tensor) -> bool:
     if tensor.stride(-1) != 1:
         return False
     leading = [(size, stride) for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True) if size > 1]
-    return all(outer[1] == inner[0] * inner[1] for outer, inner in zip(leading, leading[1:], strict=False))
+    return all(outer[1] == inner[0] * inner[1] for outer, inner in pairwise(leading))

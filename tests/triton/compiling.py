@@ -1,7 +1,7 @@
 """Compiling kernels for a GPU that is not there: launches of the real host functions on meta tensors.
 
-Run in a process of its own (`python -m tests.triton.compiling TARGET LAUNCH …`), because a driver is chosen once and the
-interpreter must be off. Prints one JSON line for each kernel that a launch compiles.
+Run in a process of its own (`python -m tests.triton.compiling TARGET LAUNCH …`), because a driver is chosen once and
+the interpreter must be off. Prints one JSON line for each kernel that a launch compiles.
 """
 
 import json

@@ -5,8 +5,8 @@ truncates where a GPU rounds to the nearest. `repair()` gives loads, stores and 
 arithmetic on bfloat16: our kernels cast right after a load, which is faster on a GPU too. Matrix products are the
 exception, since a GPU multiplies bfloat16 matrices: their factors are widened, exactly, and accumulated in float32.
 
-It also gives a comparison the type of what was compared, so that a mask made of a scalar comparison and a block cannot be
-used; `repair()` makes it a boolean.
+It also gives a comparison the type of what was compared, so that a mask made of a scalar comparison and a block cannot
+be used; `repair()` makes it a boolean.
 """
 
 from collections.abc import Callable

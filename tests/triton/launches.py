@@ -1,8 +1,8 @@
 """The launches that are compiled ahead of time: each op's main configurations, on meta tensors.
 
-An op enters itself with a generator of `Launch`es in `OPS`. A launch calls the host functions of the op with tensors that
-have shapes, strides and dtypes and no memory, so that it runs as it would on a GPU with any size. Mark the one or two
-launches of an op that matter most as `quick`: `make test` compiles those for one target, all of them in 15 seconds.
+An op enters itself with a generator of `Launch`es in `OPS`. A launch calls the host functions of the op with tensors
+that have shapes, strides and dtypes and no memory, so that it runs as it would on a GPU with any size. Mark the one or
+two launches of an op that matter most as `quick`: `make test` compiles those for one target, all of them in 15 seconds.
 """
 
 from collections.abc import Callable, Iterator
@@ -61,7 +61,12 @@ def _gate(op: str, activations: tuple[str, ...]) -> Iterator[Launch]:
             gate, up = meta(4096, 11008, dtype=dtype), meta(4096, 11008, dtype=dtype)
             yield Launch(op, f"{activation} {name} 4096×11008", lambda g=gate, u=up, a=activation: run(g, u, a))
         fused = meta(4096, 2 * 11008, dtype=torch.bfloat16).chunk(2, dim=-1)
-        yield Launch(op, f"{activation} bf16 halves of 4096×22016", lambda f=fused, a=activation: run(*f, a), activation != "gelu_erf")
+        yield Launch(
+            op,
+            f"{activation} bf16 halves of 4096×22016",
+            lambda f=fused, a=activation: run(*f, a),
+            activation != "gelu_erf",
+        )
 
 
 def _apply_rotary() -> Iterator[Launch]:
@@ -155,6 +160,58 @@ def _selective_scan() -> Iterator[Launch]:
         )
 
 
+def _selective_scan_step() -> Iterator[Launch]:
+    from neural_layers.kernels.selective_scan_step.triton_step import step
+
+    for name, batch, width, states in (("bf16", 1, 4096, 16), ("bf16", 64, 4096, 16), ("fp64", 8, 1536, 64)):
+        u, A = meta(batch, width, dtype=DTYPES[name]), meta(width, states, dtype=torch.float32)
+        state, B = meta(batch, width, states, dtype=torch.float32), meta(batch, states, dtype=DTYPES[name])
+        arguments = (state, u, u, A, B, B, A[:, 0], u, A[:, 0], True)
+        yield Launch(
+            "selective_scan_step",
+            f"{name} {batch}×{width}, {states} states",
+            lambda arguments=arguments: step(*arguments),
+            quick=(name, batch) == ("bf16", 1),
+        )
+
+
+def _ssd_scan() -> Iterator[Launch]:
+    from neural_layers.kernels.ssd_scan.triton_backward import backward
+    from neural_layers.kernels.ssd_scan.triton_forward import forward
+
+    def run(x: Tensor, groups: int, states: int, bare: bool, documents: bool, chunk: int, train: bool = True) -> None:
+        batch, length, heads, width = x.shape
+        dt, A = meta(batch, length, heads, dtype=x.dtype), meta(heads, dtype=torch.float32)
+        B = C = meta(batch, length, groups, states, dtype=x.dtype)
+        state = meta(batch, heads, width, states, dtype=torch.float32) if documents else None
+        seq_idx = meta(batch, length, dtype=torch.int32) if documents else None
+        optional = (None, None, None) if bare else (A, x, A)
+        inputs = (x, dt, A, B, C, *optional, state, seq_idx, True, chunk)
+        y, final, kept = forward(*inputs, train)
+        if train:
+            backward(y, final if documents else None, kept, *inputs)
+
+    for name, batch, length, heads, width, groups, states, bare, documents, chunk in (
+        ("bf16", 1, 8192, 64, 64, 1, 128, False, False, 64),
+        ("bf16", 8, 2048, 24, 64, 1, 128, False, True, 64),
+        ("bf16", 2, 2048, 32, 128, 8, 64, True, False, 64),
+        ("bf16", 2, 2048, 24, 40, 2, 16, False, False, 32),
+        ("fp16", 8, 2048, 24, 64, 1, 128, False, False, 64),
+        ("fp32", 2, 2048, 24, 64, 1, 128, False, True, 64),
+        ("fp64", 2, 512, 8, 64, 1, 64, False, False, 32),
+    ):
+        x = meta(batch, length, heads, width, dtype=DTYPES[name])
+        rest = (groups, states, bare, documents, chunk)
+        yield Launch(
+            "ssd_scan",
+            f"{name} {batch}×{length}×{heads}×{width}, {states} states{' bare' * bare}{' with documents' * documents}",
+            lambda x=x, rest=rest: run(x, *rest),
+        )
+    x = meta(1, 8192, 64, 64, dtype=torch.bfloat16)
+    name = "bf16 1×8192×64×64, 128 states forward"
+    yield Launch("ssd_scan", name, lambda: run(x, 1, 128, False, False, 64, False), quick=True)
+
+
 def faulty_launches() -> Iterator[Launch]:
     """Launches that must be found faulty; they are no part of `all_launches`."""
     from tests.triton import faulty_kernels as kernels
@@ -172,6 +229,8 @@ OPS: tuple[Callable[[], Iterator[Launch]], ...] = (
     _apply_rotary,
     _causal_conv1d,
     _selective_scan,
+    _selective_scan_step,
+    _ssd_scan,
 )
 
 

@@ -124,7 +124,10 @@ def test_nan_and_inf_stay_in_their_channel_and_document(device, short_chunks, va
 def test_growing_states_that_are_zero_stay_zero_across_segments(device, short_chunks) -> None:
     arguments = make_arguments((1, 32, 2, 2), leave_out=("initial_state", "delta_bias"))
     # e²⁰ to e³⁰ a step: a few steps overflow float32.
-    arguments["A"], arguments["delta"] = torch.full_like(arguments["A"], 20), 1 + torch.rand_like(arguments["delta"]) / 2
+    arguments["A"], arguments["delta"] = (
+        torch.full_like(arguments["A"], 20),
+        1 + torch.rand_like(arguments["delta"]) / 2,
+    )
     arguments["u"][:, :31] = 0
     narrow = {name: value.float().to(device) for name, value in arguments.items()}
     outputs = [
