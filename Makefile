@@ -7,7 +7,7 @@ RUN := $(BIN)/python -m
 # The C kernels are built by every install, and again when a source of theirs changes.
 C_SOURCES := $(wildcard kernels/*.[ch] kernels/*/*.[ch])
 
-.PHONY: demo test lint native sanitize bench bench-docs errors dev clean
+.PHONY: demo test lint native sanitize aot bench bench-docs errors dev clean
 
 demo: $(VENV)/.train
 	rm -rf runs/demo
@@ -33,6 +33,10 @@ sanitize: $(VENV)/.test
 		LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
 		$(RUN) pytest -m native tests/kernels || exit 1; \
 	done
+
+# Every Triton kernel, from its real host code, for GPUs that need not be there: registers, spills, shared memory.
+aot: $(VENV)/.test
+	$(RUN) tests.triton.aot
 
 bench: $(VENV)/.train
 	$(RUN) benchmarks

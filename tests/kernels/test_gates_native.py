@@ -1,4 +1,4 @@
-"""swiglu and geglu in C: every dtype and layout, threads, infinity and NaN, huge inputs, and what torch asks of an op."""
+"""swiglu and geglu in C: dtypes, layouts, threads, infinity and NaN, huge inputs, and what torch asks of an op."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import neural_layers
 import neural_layers.functional as F
 from neural_layers.kernels import c_library
 from neural_layers.kernels.swiglu import fused
@@ -53,11 +54,11 @@ def test_gate_matches_reference_in_value_and_gradient(activation, dtype, shape, 
 )
 def test_halves_of_a_fused_projection_are_read_where_they_are(batch, length, width, activation, seed) -> None:
     both = seeded(seed)(length, batch, 2 * width + 3)
-    call = (
-        lambda both, backend: gate_op(activation)(  # noqa: E731
-            both[..., 3:].transpose(0, 1)[..., :width], both[..., 3:].transpose(0, 1)[..., width:], backend=backend
-        )
-    )
+
+    def call(both, backend):
+        rest = both[..., 3:].transpose(0, 1)
+        return gate_op(activation)(rest[..., :width], rest[..., width:], backend=backend)
+
     assert_matches_reference(call, {"both": both}, torch.float64, backend="native")
     y = gate_op(activation)(*both[..., 3:].chunk(2, dim=-1), backend="native")
     assert y.is_contiguous()
@@ -183,6 +184,28 @@ def test_expanded_gradient_of_a_sum_is_read_where_it_is(dtype, shape) -> None:
         expected = value_and_gradients("silu", gate, up, grad.contiguous(), "native")
         actual = value_and_gradients("silu", gate, up, grad, "native")
         assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_call_without_named_backend_gives_the_same_bits_and_passes_no_check_by(dtype) -> None:
+    gate, up = (seeded(seed)(3, 70).to(dtype) for seed in (5, 6))
+    for activation in ACTIVATIONS:
+        expected = gate_op(activation)(gate, up, backend="native")
+        assert torch.equal(gate_op(activation)(gate, up, backend="auto"), expected)
+        for watched in (gate.clone().requires_grad_(), torch.nn.Parameter(gate)):
+            assert gate_op(activation)(watched, up, backend="auto").requires_grad
+    with pytest.raises(ValueError, match="up has shape"):
+        F.swiglu(gate, up[:1])
+    with pytest.raises(TypeError, match="up has dtype"):
+        F.swiglu(gate, up.to(torch.float32 if dtype != torch.float32 else torch.float64))
+    with pytest.raises(TypeError, match="gate has dtype"):
+        F.geglu(gate.int(), up.int())
+    with pytest.raises(ValueError, match="approximate='erf'"):
+        F.geglu(gate, up, "erf")
+    with neural_layers.use_backend(swiglu="reference", geglu="reference"):
+        for activation in ACTIVATIONS:
+            expected = gate_op(activation)(gate, up, backend="reference")
+            assert torch.equal(gate_op(activation)(gate, up, backend="auto"), expected)
 
 
 @pytest.mark.parametrize("shape", [(2050, 1027), (1025, 2, 1031)])

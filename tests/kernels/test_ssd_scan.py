@@ -232,6 +232,40 @@ def test_decays_of_any_strength_keep_their_precision(scale, backend) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_tokens_after_strong_decays_keep_their_precision(backend) -> None:
+    arguments = make_arguments((1, 64, 1, 4, 3, 4), leave_out=("z", "dt_bias"))
+    arguments["dt"] = torch.full((1, 64, 4), -4.0, dtype=torch.float64)
+    arguments["dt"][:, :30] = 60.0
+    assert_matches_reference(full_scan, arguments, torch.float32, backend=backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+def test_a_decay_without_bound_leaves_each_token_to_itself(backend, dtype) -> None:
+    arguments = {name: value.to(dtype) for name, value in make_arguments((2, 70, 2, 2, 3, 4), leave_out=("z",)).items()}
+    arguments["A"] = torch.full((4,), -torch.inf, dtype=dtype)
+    alone = {name: value for name, value in arguments.items() if name != "initial_state"}
+    for length in (70, 1):
+        y, _ = full_scan(**part(arguments, 0, length), backend=backend)
+        for t in range(length):
+            expected, _ = full_scan(**part(alone, t, t + 1), backend="reference")
+            assert relative_error(y[:, t : t + 1], expected) <= FORWARD[dtype]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_rows_that_run_one_after_another_equal_rows_together(packed, monkeypatch) -> None:
+    arguments = make_arguments((3, 40, 1, 2, 3, 4))
+    leaves = [value.requires_grad_() for value in arguments.values()]
+    arguments |= {"seq_idx": make_seq_idx(3, 40, 0)} if packed else {}
+    results = []
+    for cache in (1 << 20, 1):
+        monkeypatch.setattr("neural_layers.kernels.ssd_scan.chunks.CACHE", cache)
+        outputs = full_scan(**arguments, chunk_size=4, backend="torch")
+        results += [(*outputs, *torch.autograd.grad(sum(out.square().sum() for out in outputs), leaves))]
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @given(seed=st.integers(0, 99), chunk_size=CHUNKS)
 def test_states_that_grow_and_steps_of_either_sign_match_reference(backend, seed, chunk_size) -> None:
     arguments = make_arguments((2, 40, 1, 3, 2, 4), seed)

@@ -1,0 +1,35 @@
+"""The table of all benchmarks. A file here holds those of an op or of a family of ops, as `CASES`."""
+
+from neural_layers.benchmarks.case import Case
+from neural_layers.benchmarks.cases import (
+    apply_rotary,
+    causal_conv1d,
+    flash_attention,
+    four_bit,
+    gates,
+    linear_cross_entropy,
+    linear_kl_div,
+    rms_norm,
+    selective_scan,
+    ssd_scan,
+)
+from neural_layers.errors import InputError
+
+_FILES = (
+    selective_scan, ssd_scan, causal_conv1d, flash_attention, apply_rotary, rms_norm, gates, four_bit,
+    linear_cross_entropy, linear_kl_div,
+)  # fmt: skip
+
+CASES: dict[str, Case] = {case.name: case for file in _FILES for case in file.CASES}
+
+
+def ops() -> tuple[str, ...]:
+    """The ops that have a benchmark, in the table's order."""
+    return tuple(dict.fromkeys(case.op for case in CASES.values()))
+
+
+def cases_of(op: str) -> tuple[Case, ...]:
+    """The benchmarks of an op; raises InputError for an op that has none."""
+    if op not in ops():
+        raise InputError(f"there is no benchmark of {op!r}; there are {', '.join(ops())}")
+    return tuple(case for case in CASES.values() if case.op == op)
