@@ -56,7 +56,7 @@ def remarks(case: Result) -> list[str]:
                 found.setdefault((f"{name}: no backward", note), []).append(size)
             if "unmeasured" in entry.get("memory", {}):
                 found.setdefault(("memory: not measured", entry["memory"]["unmeasured"]), []).append(size)
-        if row["untimed"]:
+        if row.get("untimed"):
             found.setdefault(("nobody is timed", row["untimed"]), []).append(size)
         if "failed" in row["limit"]:
             found.setdefault(("limit: not measured", row["limit"]["failed"]), []).append(size)

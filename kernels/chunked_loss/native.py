@@ -11,6 +11,7 @@ V vocabulary, J blocks of the vocabulary.
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,13 @@ from neural_layers.kernels.chunked_loss import Head, empty_gradients, rows_of_ch
 _BLOCK, STATISTICS, _ROWS = 96, 5, 12
 # Tokens are padded to the columns of the widest registers.
 _COLUMNS = 32
+
+
+def native_avoid(*args: Any, **kwargs: Any) -> str | None:
+    """Why `auto` passes the C losses over, or None: they are products, and those of torch know more instruction sets."""
+    if c_library.VARIANT == "baseline":
+        return "products in C are slower than those of torch without AVX2 or AVX-512"
+    return None
 
 
 @dataclass(frozen=True)

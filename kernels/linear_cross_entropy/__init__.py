@@ -8,6 +8,7 @@ from torch import Tensor
 from neural_layers.kernels import c_library
 from neural_layers.kernels.arguments import check_devices
 from neural_layers.kernels.chunked_loss import check_chunk_size, check_head
+from neural_layers.kernels.chunked_loss.native import native_avoid
 from neural_layers.kernels.dispatch import Backend, Op
 from neural_layers.kernels.linear_cross_entropy.fused import linear_cross_entropy_fused
 from neural_layers.kernels.linear_cross_entropy.reference import linear_cross_entropy_reference
@@ -56,6 +57,7 @@ _OP = Op(
             "native",
             partial(linear_cross_entropy_fused, backend="native"),
             _native_obstacle,
+            native_avoid,
             describe=c_library.describe,
             missing=c_library.MISSING,
         ),

@@ -9,6 +9,7 @@ from torch import Tensor
 from neural_layers.kernels import c_library
 from neural_layers.kernels.arguments import check_devices
 from neural_layers.kernels.chunked_loss import check_chunk_size, check_head
+from neural_layers.kernels.chunked_loss.native import native_avoid
 from neural_layers.kernels.dispatch import Backend, Op
 from neural_layers.kernels.linear_kl_div.fused import linear_kl_div_fused
 from neural_layers.kernels.linear_kl_div.reference import linear_kl_div_reference
@@ -70,6 +71,7 @@ _OP = Op(
             "native",
             partial(linear_kl_div_fused, backend="native"),
             _native_obstacle,
+            native_avoid,
             describe=c_library.describe,
             missing=c_library.MISSING,
         ),

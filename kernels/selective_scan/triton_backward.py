@@ -7,15 +7,12 @@ With g_t the gradient of h_t and G_t the gradient of C_t·h_t + D u_t:
     du_t = Δ_t Σ_N g_t B_t + D G_t
 
 A program goes through the chunks of a few channels from the last to the first. Each chunk is walked forward from its
-kept
-state, and a state every few tokens noted; then these few tokens, the last first, are walked forward once more with
-their
-states in registers, and backward. As in the forward pass, time is cut into segments where there are too few channels;
-the gradient that enters a segment at its end then comes from the same `chain`.
+kept state, and a state every few tokens noted; then these few tokens, the last first, are walked forward once more with
+their states in registers, and backward. As in the forward pass, time is cut into segments where there are too few
+channels; the gradient that enters a segment at its end then comes from the same `chain`.
 
 The gradients of B and C are sums over the channels of a program, which torch adds; those of A, D and the bias are sums
-over
-its tokens: no atomics, and the same bits from every run.
+over its tokens: no atomics, and the same bits from every run.
 
 Letters: B batch, T length, E channels, N states, J chunks, S segments, P blocks of channels.
 """
@@ -78,11 +75,10 @@ def _note_states(
 
 @triton.jit
 def _walk_back(
-    t, h, carry, sums, A, D, bias, e_mask, n_mask,
-    grad_y, y_T, u, u_T, delta, delta_T, B, B_T, C, C_T, z, z_T, seq_idx, seq_T,
-    grad_u, grad_delta, grad_z, grad_B, grad_C, width,
-    N: tl.constexpr, PAD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
-    HAS_DOCUMENTS: tl.constexpr, ACC: tl.constexpr, COUNT: tl.constexpr,
+    t, h, carry, sums, A, D, bias, e_mask, n_mask, grad_y, y_T, u, u_T, delta, delta_T, B, B_T, C, C_T, z, z_T, seq_idx,
+    seq_T, grad_u, grad_delta, grad_z, grad_B, grad_C, width, N: tl.constexpr, PAD: tl.constexpr,
+    SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, ACC: tl.constexpr,
+    COUNT: tl.constexpr,
 ):  # fmt: skip
     """Store the gradients of COUNT tokens from t, given the state before them and the gradient of the one after.
 
@@ -152,22 +148,20 @@ def _walk_back(
 
 @triton.jit
 def _scan_backward(
-    grad_y, carries, borders, u, delta, A, B, C, D, z, bias, seq_idx, noted,
-    grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias, grad_start,
-    length, width: tl.constexpr, segments, segment,
-    y_B, y_T: tl.constexpr, u_B, u_T: tl.constexpr, delta_B, delta_T: tl.constexpr, B_B, B_T: tl.constexpr,
-    C_B, C_T: tl.constexpr, z_B, z_T: tl.constexpr, seq_B, seq_T: tl.constexpr,
-    N: tl.constexpr, PAD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_CARRY: tl.constexpr, HAS_START: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
-    ACC: tl.constexpr, CHUNK: tl.constexpr, NOTES: tl.constexpr, TOGETHER: tl.constexpr, CHANNELS: tl.constexpr,
+    grad_y, carries, borders, u, delta, A, B, C, D, z, bias, seq_idx, noted, grad_u, grad_delta, grad_A, grad_B, grad_C,
+    grad_D, grad_z, grad_bias, grad_start, length, width: tl.constexpr, segments, segment, y_B, y_T: tl.constexpr, u_B,
+    u_T: tl.constexpr, delta_B, delta_T: tl.constexpr, B_B, B_T: tl.constexpr, C_B, C_T: tl.constexpr, z_B,
+    z_T: tl.constexpr, seq_B, seq_T: tl.constexpr, N: tl.constexpr, PAD: tl.constexpr, SOFTPLUS: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_CARRY: tl.constexpr, HAS_START: tl.constexpr,
+    HAS_DOCUMENTS: tl.constexpr, ACC: tl.constexpr, CHUNK: tl.constexpr, NOTES: tl.constexpr, TOGETHER: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """The gradients of a segment of tokens and a block of channels.
 
     For each token and channel it reads u, delta, z and grad_y, u and delta twice, and writes three gradients, 18 bytes
-    in
-    bfloat16; 8·N/CHANNELS bytes of the parts of grad_B and grad_C; and 8·N/TOGETHER bytes of noted states, which stay
-    in
-    the L2 cache. It takes 2·N exponentials and about 20·N other operations, and two sums over channels for each token.
+    in bfloat16; 8·N/CHANNELS bytes of the parts of grad_B and grad_C; and 8·N/TOGETHER bytes of noted states, which
+    stay in the L2 cache. It takes 2·N exponentials and about 20·N other operations, and two sums over channels for each
+    token.
     """
     program = tl.program_id(0).to(tl.int64)
     b = program // segments
@@ -215,14 +209,12 @@ def _scan_backward(
         h = tl.load(borders + start // CHUNK * batch * width * N, mask, other=0.0)
         h = _note_states(
             h, noted, start, singles, u, u_T, delta, delta_T, B, B_T, seq_idx, seq_T, A_EN, bias_E, e_mask, n_mask,
-            mask,
-            width * N, SOFTPLUS, HAS_DOCUMENTS, ACC, TOGETHER,
+            mask, width * N, SOFTPLUS, HAS_DOCUMENTS, ACC, TOGETHER,
         )  # fmt: skip
         single_notes = noted + CHUNK // TOGETHER * width * N
         _note_states(
             h, single_notes, singles, stop, u, u_T, delta, delta_T, B, B_T, seq_idx, seq_T, A_EN, bias_E, e_mask,
-            n_mask,
-            mask, width * N, SOFTPLUS, HAS_DOCUMENTS, ACC, 1,
+            n_mask, mask, width * N, SOFTPLUS, HAS_DOCUMENTS, ACC, 1,
         )  # fmt: skip
         # What one thread noted, another may read.
         tl.debug_barrier()
@@ -230,19 +222,17 @@ def _scan_backward(
             t = stop - 1 - i
             h = tl.load(single_notes + (t - singles) * width * N, mask, other=0.0)
             carry, sums = _walk_back(
-                t, h, carry, sums, A_EN, D_E, bias_E, e_mask, n_mask,
-                grad_y, y_T, u, u_T, delta, delta_T, B, B_T, C, C_T, z, z_T, seq_idx, seq_T,
-                grad_u, grad_delta, grad_z, grad_B, grad_C, width,
-                N, PAD, SOFTPLUS, HAS_D, HAS_Z, HAS_DOCUMENTS, ACC, 1,
+                t, h, carry, sums, A_EN, D_E, bias_E, e_mask, n_mask, grad_y, y_T, u, u_T, delta, delta_T, B, B_T, C,
+                C_T, z, z_T, seq_idx, seq_T, grad_u, grad_delta, grad_z, grad_B, grad_C, width, N, PAD, SOFTPLUS, HAS_D,
+                HAS_Z, HAS_DOCUMENTS, ACC, 1,
             )  # fmt: skip
         for i in range((singles - start) // TOGETHER):
             t = singles - (i + 1) * TOGETHER
             h = tl.load(noted + (t - start) // TOGETHER * width * N, mask, other=0.0)
             carry, sums = _walk_back(
-                t, h, carry, sums, A_EN, D_E, bias_E, e_mask, n_mask,
-                grad_y, y_T, u, u_T, delta, delta_T, B, B_T, C, C_T, z, z_T, seq_idx, seq_T,
-                grad_u, grad_delta, grad_z, grad_B, grad_C, width,
-                N, PAD, SOFTPLUS, HAS_D, HAS_Z, HAS_DOCUMENTS, ACC, TOGETHER,
+                t, h, carry, sums, A_EN, D_E, bias_E, e_mask, n_mask, grad_y, y_T, u, u_T, delta, delta_T, B, B_T, C,
+                C_T, z, z_T, seq_idx, seq_T, grad_u, grad_delta, grad_z, grad_B, grad_C, width, N, PAD, SOFTPLUS, HAS_D,
+                HAS_Z, HAS_DOCUMENTS, ACC, TOGETHER,
             )  # fmt: skip
         tl.debug_barrier()
 
@@ -258,11 +248,10 @@ def _scan_backward(
 
 @triton.jit
 def _summarise_backward(
-    grad_y, delta, A, C, z, bias, seq_idx, carries, sums, unbroken,
-    length, width: tl.constexpr, segments, segment, y_B, y_T: tl.constexpr, delta_B, delta_T: tl.constexpr,
-    C_B, C_T: tl.constexpr, z_B, z_T: tl.constexpr, seq_B, seq_T: tl.constexpr,
-    N: tl.constexpr, PAD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_DOCUMENTS: tl.constexpr, ACC: tl.constexpr, CHANNELS: tl.constexpr,
+    grad_y, delta, A, C, z, bias, seq_idx, carries, sums, unbroken, length, width: tl.constexpr, segments, segment, y_B,
+    y_T: tl.constexpr, delta_B, delta_T: tl.constexpr, C_B, C_T: tl.constexpr, z_B, z_T: tl.constexpr, seq_B,
+    seq_T: tl.constexpr, N: tl.constexpr, PAD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_Z: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, ACC: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the state before a segment where that after it is zero, its sum of Δ, and whether it is unbroken.
 
@@ -350,14 +339,12 @@ def backward(
                     grad_y, carry, delta, A, C, z, delta_bias, seq_idx, delta_softplus, segments, segment, borders
                 )
             _scan_backward[(batch * segments, blocks)](
-                grad_y, carry, borders, u, delta, A, B, C, D, z_or_u, delta_bias, seq_idx_or_u, noted,
-                grad_u, grad_delta, parts_A, *parts_B, parts_D[0], grad_u if grad_z is None else grad_z, parts_D[1],
-                grad_start, length, width, segments, segment,
-                *grad_y.stride()[:2], *u.stride()[:2], *delta.stride()[:2], *B.stride()[:2], *C.stride()[:2],
-                *strides(z), *strides(seq_idx), states, pad, delta_softplus, D is not None, z is not None,
-                delta_bias is not None, carry is not None, grad_start is not None, seq_idx is not None,
-                acc, triton_forward.CHUNK, notes, together, block,
-                num_warps=warps, **LAUNCH,
+                grad_y, carry, borders, u, delta, A, B, C, D, z_or_u, delta_bias, seq_idx_or_u, noted, grad_u,
+                grad_delta, parts_A, *parts_B, parts_D[0], grad_u if grad_z is None else grad_z, parts_D[1], grad_start,
+                length, width, segments, segment, *grad_y.stride()[:2], *u.stride()[:2], *delta.stride()[:2],
+                *B.stride()[:2], *C.stride()[:2], *strides(z), *strides(seq_idx), states, pad, delta_softplus,
+                D is not None, z is not None, delta_bias is not None, carry is not None, grad_start is not None,
+                seq_idx is not None, acc, triton_forward.CHUNK, notes, together, block, num_warps=warps, **LAUNCH,
             )  # fmt: skip
     else:
         parts_A.zero_(), parts_D.zero_(), parts_B.zero_()
@@ -395,15 +382,13 @@ def _carries(
     carries, sums = like.new_empty(batch, segments, width, states), like.new_empty(batch, segments, width)
     unbroken = delta.new_empty(batch, segments, dtype=torch.int32)
     _summarise_backward[(batch * segments, blocks)](
-        grad_y, delta, A, C, grad_y if z is None else z, delta_bias, grad_y if seq_idx is None else seq_idx,
-        carries, sums, unbroken, length, width, segments, segment,
-        *grad_y.stride()[:2], *delta.stride()[:2], *C.stride()[:2], *strides(z), *strides(seq_idx),
-        states, pad, delta_softplus, z is not None, delta_bias is not None, seq_idx is not None, acc, block,
-        num_warps=warps, **LAUNCH,
+        grad_y, delta, A, C, grad_y if z is None else z, delta_bias, grad_y if seq_idx is None else seq_idx, carries,
+        sums, unbroken, length, width, segments, segment, *grad_y.stride()[:2], *delta.stride()[:2], *C.stride()[:2],
+        *strides(z), *strides(seq_idx), states, pad, delta_softplus, z is not None, delta_bias is not None,
+        seq_idx is not None, acc, block, num_warps=warps, **LAUNCH,
     )  # fmt: skip
     chain[(batch, blocks)](
-        A, grad_final_state, carries, sums, unbroken, width, segments,
-        states, pad, grad_final_state is not None, True, acc, block,
-        num_warps=warps, **LAUNCH,
+        A, grad_final_state, carries, sums, unbroken, width, segments, states, pad, grad_final_state is not None, True,
+        acc, block, num_warps=warps, **LAUNCH,
     )  # fmt: skip
     return carries

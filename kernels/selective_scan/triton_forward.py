@@ -1,13 +1,10 @@
 """The selective scan on the GPU (backend `triton`), forward.
 
 A program walks through the tokens with the states of a few channels in registers, which reads every input once and
-takes
-one exponential for each state and token: those are what limits the scan. Where there are too few channels to fill the
-GPU,
-time is cut into segments. Then each segment is first walked from a state of zero, which gives its end state and its
-sum of
-Δ; `_chain` goes through the segments with the decays exp(A ΣΔ), no quotient is taken; and each is walked again from the
-state before it.
+takes one exponential for each state and token: those are what limits the scan. Where there are too few channels to fill
+the GPU, time is cut into segments. Then each segment is first walked from a state of zero, which gives its end state
+and its sum of Δ; `_chain` goes through the segments with the decays exp(A ΣΔ), no quotient is taken; and each is walked
+again from the state before it.
 
 The strides in time are constants of the kernels: the offsets of tokens that are loaded together then cost no registers.
 
@@ -101,9 +98,8 @@ def over_states(x, N: tl.constexpr, PAD: tl.constexpr):
 
 @triton.jit
 def _walk(
-    h, t, inputs, borders, A, D, bias, y, width, exists,
-    N: tl.constexpr, PAD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
-    HAS_DOCUMENTS: tl.constexpr, ACC: tl.constexpr, COUNT: tl.constexpr,
+    h, t, inputs, borders, A, D, bias, y, width, exists, N: tl.constexpr, PAD: tl.constexpr, SOFTPLUS: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, ACC: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     """The state after COUNT tokens from t, whose outputs are stored."""
     us, deltas, Bs, Cs, zs = inputs
@@ -137,20 +133,18 @@ def _load_inputs(
 
 @triton.jit
 def _scan(
-    u, delta, A, B, C, D, z, bias, start, seq_idx, y, borders, final,
-    length, width: tl.constexpr, segments, segment, u_B, u_T: tl.constexpr, delta_B, delta_T: tl.constexpr,
-    B_B, B_T: tl.constexpr, C_B, C_T: tl.constexpr, z_B, z_T: tl.constexpr, seq_B, seq_T: tl.constexpr, N:
-    tl.constexpr, PAD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_START: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, KEEP: tl.constexpr,
-    ACC: tl.constexpr, CHUNK: tl.constexpr, TOGETHER: tl.constexpr, CHANNELS: tl.constexpr,
+    u, delta, A, B, C, D, z, bias, start, seq_idx, y, borders, final, length, width: tl.constexpr, segments, segment,
+    u_B, u_T: tl.constexpr, delta_B, delta_T: tl.constexpr, B_B, B_T: tl.constexpr, C_B, C_T: tl.constexpr, z_B,
+    z_T: tl.constexpr, seq_B, seq_T: tl.constexpr, N: tl.constexpr, PAD: tl.constexpr, SOFTPLUS: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_START: tl.constexpr,
+    HAS_DOCUMENTS: tl.constexpr, KEEP: tl.constexpr, ACC: tl.constexpr, CHUNK: tl.constexpr, TOGETHER: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """y of a segment of tokens and a block of channels, the states before each chunk, and the final state.
 
     For each token and channel it reads u, delta, z and writes y, 8 bytes in bfloat16; and 4·N/CHUNK bytes of kept
-    states.
-    It takes N exponentials, 3·N multiplications and additions fused or not, and about 40 operations of softplus and
-    silu,
-    which the PAD/4 threads that share a channel all do. B and C come from the L2 cache.
+    states. It takes N exponentials, 3·N multiplications and additions fused or not, and about 40 operations of softplus
+    and silu, which the PAD/4 threads that share a channel all do. B and C come from the L2 cache.
     """
     program = tl.program_id(0).to(tl.int64)
     b = program // segments
@@ -197,8 +191,8 @@ def _scan(
         )
         begins = load_borders(seq_idx, seq_T, t, HAS_DOCUMENTS, TOGETHER)
         h = _walk(
-            h, t, inputs, begins, A_EN, D_E, bias_E, y, width, e_mask,
-            N, PAD, SOFTPLUS, HAS_D, HAS_Z, HAS_DOCUMENTS, ACC, TOGETHER,
+            h, t, inputs, begins, A_EN, D_E, bias_E, y, width, e_mask, N, PAD, SOFTPLUS, HAS_D, HAS_Z, HAS_DOCUMENTS,
+            ACC, TOGETHER,
         )  # fmt: skip
         inputs = ahead
     for t in range(together_end, end):
@@ -208,8 +202,8 @@ def _scan(
         one = _load_inputs(t, u, u_T, delta, delta_T, B, B_T, C, C_T, z, z_T, e_mask, n < N, HAS_Z, 1)
         begins = load_borders(seq_idx, seq_T, t, HAS_DOCUMENTS, 1)
         h = _walk(
-            h, t, one, begins, A_EN, D_E, bias_E, y, width, e_mask,
-            N, PAD, SOFTPLUS, HAS_D, HAS_Z, HAS_DOCUMENTS, ACC, 1,
+            h, t, one, begins, A_EN, D_E, bias_E, y, width, e_mask, N, PAD, SOFTPLUS, HAS_D, HAS_Z, HAS_DOCUMENTS, ACC,
+            1,
         )  # fmt: skip
 
     if end == length:
@@ -220,10 +214,9 @@ def _scan(
 
 @triton.jit
 def _summarise(
-    u, delta, A, B, bias, seq_idx, ends, sums, unbroken,
-    length, width: tl.constexpr, segments, segment, u_B, u_T: tl.constexpr, delta_B, delta_T: tl.constexpr,
-    B_B, B_T: tl.constexpr, seq_B, seq_T: tl.constexpr, N: tl.constexpr, PAD: tl.constexpr, SOFTPLUS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
+    u, delta, A, B, bias, seq_idx, ends, sums, unbroken, length, width: tl.constexpr, segments, segment, u_B,
+    u_T: tl.constexpr, delta_B, delta_T: tl.constexpr, B_B, B_T: tl.constexpr, seq_B, seq_T: tl.constexpr,
+    N: tl.constexpr, PAD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
     ACC: tl.constexpr, TOGETHER: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """The state after a segment from zero before it, its sum of Δ, and whether no document begins in it.
@@ -267,9 +260,8 @@ def _summarise(
 
 @triton.jit
 def chain(
-    A, start, ends, sums, unbroken, width, segments,
-    N: tl.constexpr, PAD: tl.constexpr, HAS_START: tl.constexpr, REVERSE: tl.constexpr, ACC: tl.constexpr,
-    CHANNELS: tl.constexpr,
+    A, start, ends, sums, unbroken, width, segments, N: tl.constexpr, PAD: tl.constexpr, HAS_START: tl.constexpr,
+    REVERSE: tl.constexpr, ACC: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """In place of what each segment makes of zero, what is before it: the state, or with REVERSE the gradient after it.
 
@@ -334,8 +326,7 @@ def forward(
             u, delta, A, B, C, D, u if z is None else z, delta_bias, start, u if seq_idx is None else seq_idx, y,
             borders, final, length, width, segments, segment, *u.stride()[:2], *delta.stride()[:2], *B.stride()[:2],
             *C.stride()[:2], *strides(z), *strides(seq_idx), states, pad, *flags, start is not None,
-            seq_idx is not None, keep_borders, acc, CHUNK, tokens_together(dtype), block,
-            num_warps=warps, **LAUNCH,
+            seq_idx is not None, keep_borders, acc, CHUNK, tokens_together(dtype), block, num_warps=warps, **LAUNCH,
         )  # fmt: skip
     return y, final, borders
 
@@ -360,16 +351,13 @@ def _starts(
     ends, sums = like.new_empty(batch, segments, width, states), like.new_empty(batch, segments, width)
     unbroken = u.new_empty(batch, segments, dtype=torch.int32)
     _summarise[(batch * segments, blocks)](
-        u, delta, A, B, delta_bias, u if seq_idx is None else seq_idx, ends, sums, unbroken,
-        length, width, segments, segment, *u.stride()[:2], *delta.stride()[:2], *B.stride()[:2], *strides(seq_idx),
-        states, pad, delta_softplus, delta_bias is not None, seq_idx is not None, acc, tokens_together(like.dtype),
-        block,
-        num_warps=warps, **LAUNCH,
+        u, delta, A, B, delta_bias, u if seq_idx is None else seq_idx, ends, sums, unbroken, length, width, segments,
+        segment, *u.stride()[:2], *delta.stride()[:2], *B.stride()[:2], *strides(seq_idx), states, pad, delta_softplus,
+        delta_bias is not None, seq_idx is not None, acc, tokens_together(like.dtype), block, num_warps=warps, **LAUNCH,
     )  # fmt: skip
     chain[(batch, blocks)](
-        A, initial_state, ends, sums, unbroken, width, segments,
-        states, pad, initial_state is not None, False, acc, block,
-        num_warps=warps, **LAUNCH,
+        A, initial_state, ends, sums, unbroken, width, segments, states, pad, initial_state is not None, False, acc,
+        block, num_warps=warps, **LAUNCH,
     )  # fmt: skip
     return ends
 

@@ -20,9 +20,8 @@ def _step(
 ):  # fmt: skip
     """h = exp(Δ A) state + Δ B u;  y = (C·h + D u) · silu(z), for one row and a block of channels.
 
-    Reads state and A and writes the new state, 12·N bytes for each row and channel in float32, and 8 bytes of u,
-    delta, z
-    and y in bfloat16, for N exponentials and 5·N other operations; A comes from the L2 cache for all rows but one.
+    Reads state and A and writes the new state, 12·N bytes for each row and channel in float32, and 8 bytes of u, delta,
+    z and y in bfloat16, for N exponentials and 5·N other operations; A comes from the L2 cache for all rows but one.
     """
     b = tl.program_id(0).to(tl.int64)
     e = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)

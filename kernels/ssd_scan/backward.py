@@ -58,7 +58,8 @@ class Backward:
         if self.z is not None:
             grad_BGCRP = self._through_gate(chunk, span, grad_BGCRP, read_BGCRP)
         grad_drive_BGRCP, *within = self._within(chunk, grad_BGCRP)
-        if span.length > 1 and not sum(grad.sum() for grad in within).isfinite():
+        # Whatever is not finite in the span or in its gradient is in the gradients of B and C.
+        if span.length > 1 and not (within[1].sum() + within[2].sum()).isfinite():
             self._run_by_token(span, state_BHPN)
             return
         across_BGCRP, *across = self._across(chunk, grad_BGCRP, read_BGCRP, state_BHPN, carry_BHPN)

@@ -6,9 +6,8 @@ With s_t the sum of Δ A from the start of a chunk to its token t, and h the sta
     h'  = e^{s_end} h  +  Σ_s e^{s_end − s_s} Δ_s x_s B_sᵀ
 
 Three kernels: what the tokens of each chunk add to the state after it, all chunks at once; the states, chunk after
-chunk;
-the outputs, all chunks at once. A token counts for another, or for a state, only in its own document: their factor is
-filled with 0 where they are of different ones.
+chunk; the outputs, all chunks at once. A token counts for another, or for a state, only in its own document: their
+factor is filled with 0 where they are of different ones.
 
 Letters: B batch, T length, J chunks, H heads, G groups, P head width, N state size; in kernels C the tokens of a chunk.
 """
@@ -48,8 +47,7 @@ def dot_of_tokens(left, right, total, DOT: tl.constexpr, PRECISION: tl.constexpr
     """total + left @ right, where a 0 of `left` says that a token does not see another, not even its NaN or infinity.
 
     Only where the product is not finite, it is taken again without what is not finite, which is then said to be NaN
-    where
-    it is seen.
+    where it is seen.
     """
     product = dot(left, right, total, DOT, PRECISION)
     if not all_finite(product):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as tf
-from hypothesis import given
+from hypothesis import given as draw
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -24,7 +24,7 @@ NATIVE = pytest.param(
 )
 BACKENDS = [NATIVE, "torch"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-# Tokens, student width, teacher width, vocabulary: one of each, tiles of 12 × 32 full and ragged, blocks of 96 and 1,024.
+# Tokens, student width, teacher width, vocabulary: one of each, full and ragged tiles (12 × 32) and blocks (96, 1,024).
 SHAPES = [(1, 1, 1, 1), (2, 3, 5, 2), (13, 33, 8, 97), (40, 64, 31, 193), (7, 20, 16, 1030)]
 
 
@@ -74,7 +74,7 @@ def test_loss_matches_reference_in_value_and_gradient(
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("backend", BACKENDS)
-@given(
+@draw(
     shape=st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(1, 300)),
     chunk_size=st.one_of(st.none(), st.integers(1, 50)),
     seed=st.integers(0, 99),

@@ -138,6 +138,18 @@ def test_nan_in_the_last_input_reaches_what_it_reaches_in_the_reference(device, 
     torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+def test_a_last_input_that_would_overflow_at_a_later_token_reaches_no_gradient(device) -> None:
+    """The backward walks on past the end, where this input meets taps that no token gives it."""
+    x, weight = torch.zeros(1, 6, 2, device=device), torch.tensor([[10.0, 10.0, 10.0, 1e-38]] * 2, device=device)
+    x[0, 5] = 3e38
+    arguments = {"x": x.requires_grad_(), "weight": weight.requires_grad_()}
+    outputs = [causal_conv1d(**arguments, activation="silu", backend=b) for b in ("triton", "reference")]
+    grads = [torch.autograd.grad(y.sum(), x)[0] for y in outputs]
+    assert grads[1].isfinite().all()
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_gradients_match_finite_differences(device, packed) -> None:
     arguments = {k: v.to(device).requires_grad_() for k, v in make_arguments(2, 5, 2, 3).items()}
