@@ -6,7 +6,7 @@ codes, the even element's in its high half. With double quantization the `absmax
 (`offset`) is subtracted and the rest kept in blocks of 256 as 8-bit codes with one `nested_absmax` each.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -82,9 +82,8 @@ class Quantized4bit:
 
     def to(self, device: torch.device | str) -> "Quantized4bit":
         """The same bits on another device."""
-        children, _ = _flatten(self)
-        moved = [None if tensor is None else tensor.to(device) for tensor in children]
-        return replace(self, **dict(zip(_TENSORS, moved, strict=True)))
+        children, constants = _flatten(self)
+        return _unflatten([None if tensor is None else tensor.to(device) for tensor in children], constants)
 
 
 _TENSORS = ("packed", "absmax", "offset", "nested_absmax")
@@ -96,7 +95,7 @@ def _flatten(quantized: Quantized4bit) -> tuple[list[Any], _Constants]:
     return [getattr(quantized, name) for name in _TENSORS], constants
 
 
-def _flatten_with_keys(quantized: Quantized4bit) -> tuple[list[tuple[pytree.GetAttrKey, Any]], _Constants]:
+def _flatten_with_keys(quantized: Quantized4bit) -> tuple[list[tuple[pytree.KeyEntry, Any]], _Constants]:
     children, constants = _flatten(quantized)
     return [(pytree.GetAttrKey(name), child) for name, child in zip(_TENSORS, children, strict=True)], constants
 

@@ -121,10 +121,17 @@ def _take_up(
 
 
 def groups() -> list[tuple[str, dict[str, str]]]:
-    """What is measured in a process of its own, and the environment that it needs."""
-    found = [("torch", {"TRITON_INTERPRET": "0"})]
-    found += [(f"native {v}", {"NEURAL_LAYERS_CPU": v}) for v in c_library.VARIANTS if c_library.runs(v)]
-    return found + ([("triton", {"TRITON_INTERPRET": "1"})] if triton_support.INSTALLED else [])
+    """What is measured in a process of its own, and the environment that it needs.
+
+    Raises SystemExit where the C kernels or Triton are missing: a page without them would look complete.
+    """
+    variants = [variant for variant in c_library.VARIANTS if c_library.runs(variant)]
+    if not variants:
+        raise SystemExit(c_library.MISSING)
+    if not triton_support.INSTALLED:
+        raise SystemExit("triton is not installed; pip install 'neural-layers[triton]'")
+    natives = [(f"native {variant}", {"NEURAL_LAYERS_CPU": variant}) for variant in variants]
+    return [("torch", {"TRITON_INTERPRET": "0"}), *natives, ("triton", {"TRITON_INTERPRET": "1"})]
 
 
 def backends_of(op: str, group: str) -> list[str]:
@@ -204,11 +211,11 @@ def read_page(text: str) -> list[Row]:
 INTRODUCTION = """# Errors
 
 Written by `make errors`, not by hand. For every backend of every op in every dtype: the largest error found, of the
-values and of the gradients of all floating arguments, against the definition in float64 on the same inputs. The inputs
-and the incoming gradients are rounded to the dtype first: what is shown is the error of the computation. It is relative to the largest
-magnitude of the definition's output (at least 1). Shapes and options are drawn by hypothesis, the same each time; the
-last column counts the draws that the backend takes. `native avx512`, `avx2`, `baseline`: the C kernels for that
-instruction set. `triton`: the kernels in Triton's interpreter, on a few small shapes.
+values and of the gradients of all floating arguments, against the definition in float64 on the same inputs. Inputs and
+incoming gradients are rounded to the dtype first: what is shown is the error of the computation. It is relative to the
+largest magnitude of the definition's output (at least 1). Shapes and options are drawn by hypothesis, the same each
+time; the last column counts the draws that the backend takes. `native avx512`, `avx2`, `baseline`: the C kernels for
+that instruction set. `triton`: the kernels in Triton's interpreter, on a few small shapes.
 
 `quantize_4bit` compares codes and scales, which have no error: they are equal, or wrong. `linear_kl_div` is compared
 without its factor T². `native_int8` rounds activations to 8 bits, is taken by name only, and has tolerances of its own.

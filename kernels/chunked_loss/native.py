@@ -27,7 +27,7 @@ _COLUMNS = 32
 
 
 def native_avoid(*args: Any, **kwargs: Any) -> str | None:
-    """Why `auto` passes the C losses over, or None: they are products, and those of torch know more instruction sets."""
+    """Why `auto` passes the C losses over, or None: most of a loss are products, which need wide registers."""
     if c_library.VARIANT == "baseline":
         return "products in C are slower than those of torch without AVX2 or AVX-512"
     return None

@@ -1,13 +1,17 @@
 """Softmax attention that never builds a (T, S) matrix."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from neural_layers.kernels.arguments import check_devices, check_floats, check_seq_idx, match_shapes
+from neural_layers.kernels import c_library
+from neural_layers.kernels.arguments import FLOATS, check_devices, check_floats, check_seq_idx, match_shapes
 from neural_layers.kernels.dispatch import Backend, Op
-from neural_layers.kernels.flash_attention.pytorch import flash_attention_torch
+from neural_layers.kernels.flash_attention.fused import flash_attention_fused
+from neural_layers.kernels.flash_attention.native import native_avoid, native_obstacle
 from neural_layers.kernels.flash_attention.reference import flash_attention_reference, reference_obstacle
-from neural_layers.kernels.flash_attention.sdpa import flash_attention_sdpa, sdpa_obstacle
+from neural_layers.kernels.flash_attention.sdpa import flash_attention_sdpa, sdpa_avoid, sdpa_obstacle
 
 
 def _check(
@@ -26,7 +30,8 @@ def _check(
     dropout_p: float,
     chunk_size: int | None,
 ) -> None:
-    _check_tensors(q, k, v, alibi_slopes, sinks, key_padding_mask, seq_idx)
+    if not _plainly_right(q, k, v) or not (alibi_slopes is sinks is key_padding_mask is seq_idx is None):
+        _check_tensors(q, k, v, alibi_slopes, sinks, key_padding_mask, seq_idx)
     if window is not None and window < 1:
         raise ValueError(f"window={window} must be at least 1, which lets a query see itself; None is no window")
     if softcap is not None and not softcap > 0:
@@ -35,6 +40,15 @@ def _check(
         raise ValueError(f"dropout_p={dropout_p} must lie in [0, 1)")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1; None lets the backend choose")
+
+
+def _plainly_right(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether q, k and v pass `_check_tensors`, which takes longer than a short call itself."""
+    if not (q.ndim == k.ndim == v.ndim == 4 and q.dtype == k.dtype == v.dtype and q.device == k.device == v.device):
+        return False
+    (B, _, H, K), (_, S, G, _) = q.shape, k.shape
+    same = k.shape[0] == v.shape[0] == B and k.shape[3] == K and v.shape[1] == S and v.shape[2] == G
+    return same and K > 0 and G > 0 and H % G == 0 and q.dtype in FLOATS
 
 
 def _check_tensors(
@@ -75,8 +89,16 @@ _OP = Op(
     "flash_attention",
     check=_check,
     backends=(
-        Backend("sdpa", flash_attention_sdpa, sdpa_obstacle),
-        Backend("torch", flash_attention_torch),
+        Backend(
+            "native",
+            partial(flash_attention_fused, implementation="native"),
+            native_obstacle,
+            native_avoid,
+            missing=c_library.MISSING,
+            describe=c_library.describe,
+        ),
+        Backend("sdpa", flash_attention_sdpa, sdpa_obstacle, sdpa_avoid),
+        Backend("torch", partial(flash_attention_fused, implementation="torch")),
         Backend("reference", flash_attention_reference, reference_obstacle),
     ),
 )
@@ -126,7 +148,8 @@ def flash_attention(
         The other backends have no such blocks, and refuse it
 
     Scores and sums are kept in float32 for half inputs, in the dtype of q otherwise. Returns (B, T, H, V) in that of q.
-    Backend `torch` differentiates once (a second derivative raises RuntimeError); `reference` to any order.
+    Backends `native` and `torch` differentiate once (a second derivative raises NotImplementedError), `reference` to
+    any order. The result of `native` does not depend on the number of threads.
 
     Raises ValueError for shapes that do not fit, H not a multiple of G, seq_idx with S < T, or a window, softcap,
     dropout_p or chunk_size out of range; TypeError for a wrong dtype; BackendError for a backend that cannot run.

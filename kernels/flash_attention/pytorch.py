@@ -7,49 +7,16 @@ Dimension letters: B batch, T query length, S key length, H query heads, G key/v
 K head width, V value width. Rows are as in tiles.py.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from neural_layers.kernels.arguments import accumulation_dtype
 from neural_layers.kernels.flash_attention.blocks import Block
 from neural_layers.kernels.flash_attention.tiles import LOG2_E, Settings, Tiles, heads, rows
 
 _INF = float("inf")
 
 
-def flash_attention_torch(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    causal: bool = False,
-    window: int | None = None,
-    alibi_slopes: Tensor | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-    key_padding_mask: Tensor | None = None,
-    seq_idx: Tensor | None = None,
-    dropout_p: float = 0.0,
-    chunk_size: int | None = None,
-) -> Tensor:
-    """softmax(score) v in blocks of `chunk_size` queries by `chunk_size` keys; None takes lengths found by measuring.
-
-    With dropout, one seed is drawn from torch's global generator of the CPU for each call.
-    """
-    seed = torch.randint(2**62, ()) if dropout_p > 0 else None
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out: Tensor = _forward(
-        q, k, v, alibi_slopes, sinks, key_padding_mask, seq_idx, seed, causal, window, scale, softcap, dropout_p,
-        chunk_size,
-    )[0]  # fmt: skip
-    return out
-
-
-@torch.library.custom_op("neural_layers::flash_attention_torch", mutates_args=())
-def _forward(
+def forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -109,8 +76,7 @@ def _sink_rows(sinks: Tensor | None, tiles: Tiles) -> Tensor:
     return sink_rows.view(tiles.B * tiles.G, tiles.T * tiles.M)
 
 
-@torch.library.custom_op("neural_layers::flash_attention_torch_backward", mutates_args=())
-def _backward(
+def backward(
     grad: Tensor,
     out: Tensor,
     lse: Tensor,
@@ -178,37 +144,3 @@ def _block_backward(
     if dslopes is not None:
         dslopes.sub_((tiles.split(dscore, block) * tiles.distance(block)).sum(dim=(0, 2, 4)))
     return dscore if scores.cap_slope is None else dscore.mul_(scores.cap_slope)
-
-
-@_forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    B, T, H, _ = q.shape
-    G = k.shape[2]
-    return q.new_empty(B, T, H, v.shape[-1]), q.new_empty(B * G, T * (H // G), dtype=accumulation_dtype(q))
-
-
-@_backward.register_fake
-def _(grad: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> list[Tensor]:
-    alibi_slopes, sinks, slopes_need_grad = rest[0], rest[1], rest[-1]
-    like = [q, k, v]
-    like += [alibi_slopes] if slopes_need_grad else []
-    like += [] if sinks is None else [sinks]
-    return [x.new_empty(x.shape) for x in like]
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*output, *inputs[:8])
-    ctx.mark_non_differentiable(output[1])
-    ctx.settings = inputs[8:]
-
-
-def _autograd(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-    out, lse, *tensors = ctx.saved_tensors
-    slopes_need_grad = ctx.needs_input_grad[3]
-    dq, dk, dv, *others = _backward(grad, out, lse, *tensors, *ctx.settings, slopes_need_grad)
-    dslopes = others.pop(0) if slopes_need_grad else None
-    dsinks = others.pop(0) if tensors[4] is not None else None
-    return (dq, dk, dv, dslopes, dsinks) + (None,) * 9
-
-
-_forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 import neural_layers.functional as F
+from neural_layers.kernels import c_library, triton_support
 from neural_layers.kernels.dispatch import OPS
 from tests.error_table import (
     DTYPES,
@@ -12,6 +13,7 @@ from tests.error_table import (
     Row,
     backends_of,
     draw_examples,
+    groups,
     is_within_tolerances,
     measure,
     page,
@@ -93,6 +95,16 @@ def test_groups_share_out_the_backends() -> None:
     assert backends_of("rms_norm", "native avx2") == ["native"]
     assert backends_of("linear_4bit", "native avx2") == ["native", "native_int8"]
     assert not [name for name in backends_of("linear_4bit", "torch") if name.startswith("native")]
+
+
+def test_no_page_is_written_without_the_c_kernels_or_triton(monkeypatch) -> None:
+    monkeypatch.setattr(c_library, "runs", lambda variant: True)
+    monkeypatch.setattr(triton_support, "INSTALLED", False)
+    with pytest.raises(SystemExit, match="triton is not installed"):
+        groups()
+    monkeypatch.setattr(c_library, "runs", lambda variant: False)
+    with pytest.raises(SystemExit, match="the C kernels"):
+        groups()
 
 
 def test_an_error_above_the_tolerances_is_found() -> None:

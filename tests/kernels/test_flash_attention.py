@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from neural_layers.kernels import c_library
 from neural_layers.kernels.dispatch import BackendError
 from neural_layers.kernels.flash_attention import flash_attention
 from tests.op_checks import assert_matches_reference, seeded
 from tests.tolerances import FORWARD
 
+NOT_BUILT = pytest.mark.skipif(not c_library.VARIANT, reason="the C kernels are not built on this machine")
+NATIVE = pytest.param("native", marks=[pytest.mark.native, NOT_BUILT])
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # (B, T, S, H, G): odd lengths, T below and above S, one query, nothing at all.
 SIZES = [(2, 17, 17, 6, 2), (2, 5, 13, 4, 4), (1, 9, 5, 2, 1), (2, 1, 9, 2, 2), (1, 1, 1, 1, 1)]
@@ -46,7 +49,7 @@ def chunked(chunk_size: int | None):
 @pytest.mark.parametrize("contiguous", [True, False])
 @pytest.mark.parametrize("sizes", SIZES + EMPTY)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("backend", ["torch", "sdpa"])
+@pytest.mark.parametrize("backend", [NATIVE, "torch", "sdpa"])
 def test_backends_match_reference_in_value_and_gradient(backend, dtype, sizes, contiguous, poisoned_memory) -> None:
     arguments = make_arguments(sizes, seed=0)
     for options in ({}, {"causal": True}, {"causal": True, "window": 3}, {"window": 2, "scale": 0.5}):
@@ -56,11 +59,12 @@ def test_backends_match_reference_in_value_and_gradient(backend, dtype, sizes, c
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", SIZES + EMPTY)
-def test_alibi_softcap_and_sinks_match_reference_in_value_and_gradient(sizes, dtype, poisoned_memory) -> None:
+@pytest.mark.parametrize("backend", [NATIVE, "torch"])
+def test_alibi_softcap_and_sinks_match_reference_in_value_and_gradient(backend, sizes, dtype, poisoned_memory) -> None:
     normal, heads = seeded(4), sizes[3]
     extra = {"alibi_slopes": normal(heads).abs(), "sinks": normal(heads), "softcap": 1.5, "causal": True}
     arguments = make_arguments(sizes, seed=3, value_width=5) | extra
-    assert_matches_reference(chunked(4), arguments, dtype, backend="torch", contiguous=False)
+    assert_matches_reference(chunked(4), arguments, dtype, backend=backend, contiguous=False)
 
 
 @st.composite
@@ -95,16 +99,17 @@ def test_sdpa_backend_matches_reference_under_the_options_it_takes(arguments) ->
 
 
 @pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize(("T", "S", "window"), [(300, 300, 50), (270, 401, 7), (257, 129, 100), (700, 700, 600)])
-def test_long_windows_match_reference_across_blocks(T, S, window, causal) -> None:
-    arguments = make_arguments((2, T, S, 2, 1), seed=1) | {"window": window, "causal": causal}
-    for mask in ({}, {"key_padding_mask": random_mask(2, S, 5)}, {"seq_idx": documents(2, S, 60)}):
+@pytest.mark.parametrize("backend", [NATIVE, "torch", "sdpa"])
+def test_long_windows_match_reference_across_blocks(backend, T, S, window, batch, causal) -> None:
+    arguments = make_arguments((batch, T, S, 2, 1), seed=1) | {"window": window, "causal": causal}
+    for mask in ({}, {"key_padding_mask": random_mask(batch, S, 5)}, {"seq_idx": documents(batch, S, 60)}):
         if T <= S or "seq_idx" not in mask:
-            for backend in ("torch", "sdpa"):
-                assert_matches_reference(flash_attention, arguments | mask, torch.float32, backend=backend)
+            assert_matches_reference(flash_attention, arguments | mask, torch.float32, backend=backend)
 
 
-@pytest.mark.parametrize("backend", ["torch", "sdpa", "reference"])
+@pytest.mark.parametrize("backend", [NATIVE, "torch", "sdpa", "reference"])
 @pytest.mark.parametrize("causal", [False, True])
 def test_window_equals_torch_attention_under_a_mask_written_by_hand(backend, causal) -> None:
     arguments = make_arguments((1, 6, 8, 4, 2), seed=2)
@@ -116,7 +121,7 @@ def test_window_equals_torch_attention_under_a_mask_written_by_hand(backend, cau
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("backend", ["torch", "sdpa", "reference"])
+@pytest.mark.parametrize("backend", [NATIVE, "torch", "sdpa", "reference"])
 @pytest.mark.parametrize("options", [{}, {"causal": True}, {"window": 2}, {"causal": True, "window": 200}])
 def test_query_without_keys_gives_zeros_and_finite_gradients(backend, dtype, options) -> None:
     arguments = make_arguments((2, 240, 230, 2, 1), seed=2)
@@ -133,17 +138,17 @@ def test_query_without_keys_gives_zeros_and_finite_gradients(backend, dtype, opt
         assert (grad[0] == 0).all()
 
 
-def test_sinks_alone_give_zeros() -> None:
+@pytest.mark.parametrize("backend", [NATIVE, "torch", "reference"])
+def test_sinks_alone_give_zeros(backend) -> None:
     arguments = make_arguments((1, 3, 4, 2, 1), seed=2)
     sinks = torch.tensor([1.0, float("-inf")], dtype=torch.float64, requires_grad=True)
     mask = torch.zeros(1, 4, dtype=torch.bool)
-    for backend in ("torch", "reference"):
-        out = flash_attention(**arguments, sinks=sinks, key_padding_mask=mask, backend=backend)
-        assert (out == 0).all()
-        assert (torch.autograd.grad(out.sum(), sinks)[0] == 0).all()
+    out = flash_attention(**arguments, sinks=sinks, key_padding_mask=mask, backend=backend)
+    assert (out == 0).all()
+    assert (torch.autograd.grad(out.sum(), sinks)[0] == 0).all()
 
 
-@pytest.mark.parametrize("backend", ["torch", "sdpa", "reference"])
+@pytest.mark.parametrize("backend", [NATIVE, "torch", "sdpa", "reference"])
 def test_padding_garbage_changes_nothing(backend) -> None:
     arguments = make_arguments((2, 9, 9, 2, 1), seed=2)
     mask = random_mask(2, 9, 1)
@@ -158,7 +163,7 @@ def test_padding_garbage_changes_nothing(backend) -> None:
         assert grad.isfinite().all()
 
 
-@pytest.mark.parametrize("backend", ["torch", "sdpa", "reference"])
+@pytest.mark.parametrize("backend", [NATIVE, "torch", "sdpa", "reference"])
 @pytest.mark.parametrize("options", [{"causal": True}, {}, {"causal": True, "window": 3}])
 def test_packed_documents_equal_documents_alone(backend, options) -> None:
     arguments = make_arguments((1, 12, 12, 4, 2), seed=6)
@@ -171,22 +176,23 @@ def test_packed_documents_equal_documents_alone(backend, options) -> None:
 
 
 @pytest.mark.parametrize("slope", [0.5, 0.3, 2.0**-8])
-def test_alibi_is_exact_at_length_8192(slope) -> None:
+@pytest.mark.parametrize("backend", [NATIVE, "torch"])
+def test_alibi_is_exact_at_length_8192(backend, slope) -> None:
     T, chosen = 8192, torch.tensor([0, 1, 127, 128, 4097, 8191])
     arguments = {name: x.float() for name, x in make_arguments((1, T, T, 1, 1), seed=8).items()}
-    out = flash_attention(**arguments, alibi_slopes=torch.tensor([slope]), causal=True, backend="torch")[0, chosen, 0]
+    out = flash_attention(**arguments, alibi_slopes=torch.tensor([slope]), causal=True, backend=backend)[0, chosen, 0]
     q, k, v = (arguments[name][0, :, 0].double() for name in "qkv")
     distance = chosen[:, None] - torch.arange(T)
     score = (q[chosen] @ k.T * 8**-0.5 - torch.tensor(slope).double() * distance).masked_fill(distance < 0, -torch.inf)
     assert (out.double() - score.softmax(-1) @ v).abs().max() <= 2 * FORWARD[torch.float32]
 
 
-def test_alibi_decays_with_the_distance_in_the_value_that_a_hand_computes() -> None:
+@pytest.mark.parametrize("backend", [NATIVE, "torch", "reference"])
+def test_alibi_decays_with_the_distance_in_the_value_that_a_hand_computes(backend) -> None:
     q, k = torch.zeros(1, 1, 1, 4), torch.zeros(1, 3, 1, 4)
     v = torch.eye(3).view(1, 3, 1, 3)
-    for backend in ("torch", "reference"):
-        out = flash_attention(q, k, v, alibi_slopes=torch.tensor([0.7]), backend=backend)
-        torch.testing.assert_close(out.flatten(), torch.tensor([-1.4, -0.7, 0.0]).softmax(0))
+    out = flash_attention(q, k, v, alibi_slopes=torch.tensor([0.7]), backend=backend)
+    torch.testing.assert_close(out.flatten(), torch.tensor([-1.4, -0.7, 0.0]).softmax(0))
 
 
 @pytest.mark.parametrize(

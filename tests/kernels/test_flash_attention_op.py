@@ -7,10 +7,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import neural_layers
+from neural_layers.kernels import c_library, dispatch
 from neural_layers.kernels.dispatch import BackendError
-from neural_layers.kernels.flash_attention import flash_attention, pytorch
+from neural_layers.kernels.flash_attention import flash_attention, fused, pytorch
 from neural_layers.kernels.flash_attention.blocks import Visibility, key_blocks
 from tests.op_checks import seeded
+
+NOT_BUILT = pytest.mark.skipif(not c_library.VARIANT, reason="the C kernels are not built on this machine")
+NATIVE = pytest.param("native", marks=[pytest.mark.native, NOT_BUILT])
 
 
 def make_qkv(T: int, S: int, B: int = 1, H: int = 4, G: int = 2, width: int = 4) -> tuple[torch.Tensor, ...]:
@@ -61,12 +65,12 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("backend", ["torch", "sdpa", "reference"])
+@pytest.mark.parametrize("backend", [NATIVE, "torch", "sdpa", "reference"])
 def test_gradients_match_finite_differences(backend, options) -> None:
     assert torch.autograd.gradcheck(lambda *qkv: flash_attention(*qkv, **options, backend=backend), make_qkv(4, 6))
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", [NATIVE, "torch", "reference"])
 def test_gradients_of_slopes_sinks_and_softcap_match_finite_differences(backend) -> None:
     normal = seeded(1)
     slopes, sinks = normal(4).abs().requires_grad_(), normal(4).requires_grad_()
@@ -79,46 +83,56 @@ def test_gradients_of_slopes_sinks_and_softcap_match_finite_differences(backend)
     assert torch.autograd.gradcheck(call, (*make_qkv(3, 4), slopes, sinks))
 
 
-def test_reference_differentiates_twice_and_torch_refuses() -> None:
+def test_reference_differentiates_twice() -> None:
+    inputs = make_qkv(3, 4)
+    assert torch.autograd.gradgradcheck(lambda *x: flash_attention(*x, causal=True, backend="reference"), inputs)
+
+
+@pytest.mark.parametrize("backend", [NATIVE, "torch"])
+def test_second_gradient_is_refused(backend) -> None:
     q, k, v = make_qkv(3, 4)
-    assert torch.autograd.gradgradcheck(lambda *x: flash_attention(*x, causal=True, backend="reference"), (q, k, v))
-    out = flash_attention(q, k, v, backend="torch")
+    out = flash_attention(q, k, v, backend=backend)
     (first,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="flash_attention_torch_backward"):
+    with pytest.raises(RuntimeError, match="no gradient of the gradient; use backend='reference'"):
         torch.autograd.grad(first.sum(), q)
 
 
-def test_backward_is_deterministic() -> None:
+@pytest.mark.parametrize("backend", [NATIVE, "torch"])
+def test_backward_is_deterministic(backend) -> None:
     q, k, v = make_qkv(150, 150)
     runs = [
-        torch.autograd.grad(flash_attention(q, k, v, causal=True, backend="torch").square().sum(), (q, k, v))
+        torch.autograd.grad(flash_attention(q, k, v, causal=True, backend=backend).square().sum(), (q, k, v))
         for _ in range(2)
     ]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
 @pytest.mark.parametrize("everything", [False, True])
-def test_custom_ops_pass_opcheck(everything) -> None:
+@pytest.mark.parametrize("backend", [NATIVE, "torch"])
+def test_custom_ops_pass_opcheck(backend, everything) -> None:
     q, k, v = make_qkv(5, 7)
     tensors, numbers = (None,) * 5, (True, None, 0.5, None, 0.0, None)
     if everything:
+        dropout = (torch.tensor(9), 0.2, 3) if backend == "torch" else (None, 0.0, None)
         mask, seq_idx = torch.rand(1, 7) > 0.3, torch.tensor([[0, 0, 1, 1, 1, 2, 2]])
-        tensors = (torch.rand(4, requires_grad=True), torch.rand(4, requires_grad=True), mask, seq_idx, torch.tensor(9))
-        numbers = (False, 3, 0.5, 2.0, 0.2, 3)
-    ops = torch.ops.neural_layers
-    torch.library.opcheck(ops.flash_attention_torch.default, (q, k, v, *tensors, *numbers))
+        tensors = (torch.rand(4, requires_grad=True), torch.rand(4, requires_grad=True), mask, seq_idx, dropout[0])
+        numbers = (False, 3, 0.5, 2.0, *dropout[1:])
+    torch.library.opcheck(fused._forward, (q, k, v, *tensors, *numbers, backend))
     with torch.no_grad():
-        out, lse = ops.flash_attention_torch(q, k, v, *tensors, *numbers)
-        arguments = (out.clone(), out, lse, q, k, v, *tensors, *numbers, everything)
+        out, lse = fused._forward(q, k, v, *tensors, *numbers, backend)
+        arguments = (out.clone(), out, lse, q, k, v, *tensors, *numbers, everything, backend)
         plain = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in arguments)
-    torch.library.opcheck(ops.flash_attention_torch_backward.default, plain)
+    torch.library.opcheck(fused._backward, plain)
 
 
 @pytest.mark.parametrize(
     "options",
     [{"causal": True}, {"causal": True, "window": 5}, {"softcap": 2.0}, {"dropout_p": 0.5}],
 )
-def test_op_is_traced_once_for_many_lengths(options) -> None:
+@pytest.mark.parametrize("library", [pytest.param(True, marks=[pytest.mark.native, NOT_BUILT]), False])
+def test_op_is_traced_once_for_many_lengths(library, options, monkeypatch) -> None:
+    if not library:
+        without_library(monkeypatch)
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(lambda q, k, v: flash_attention(q, k, v, **options), fullgraph=True, backend=counter)
@@ -133,7 +147,7 @@ def test_op_is_traced_once_for_many_lengths(options) -> None:
     assert counter.frame_count <= 3  # a first length, then any; a window has one more case, beyond one block
 
 
-@pytest.mark.parametrize("backend", ["torch", "sdpa"])
+@pytest.mark.parametrize("backend", [NATIVE, "torch", "sdpa"])
 @pytest.mark.parametrize("window", [None, 20])
 def test_no_tensor_of_queries_by_keys_is_saved(backend, window) -> None:
     T = 1024
@@ -164,9 +178,9 @@ def test_no_tensor_of_queries_by_keys_is_built() -> None:
     tensors = (q, k, v, torch.ones(4), torch.ones(4), torch.ones(1, 1024, dtype=torch.bool), None, torch.tensor(3))
     # The functions within the custom ops, because a dispatch mode does not look inside an op.
     with LargestTensor() as forward:
-        out, lse = pytorch._forward._init_fn(*tensors, *numbers)
+        out, lse = pytorch.forward(*tensors, *numbers)
     with LargestTensor() as backward:
-        pytorch._backward._init_fn(out, out, lse, *tensors, *numbers, True)
+        pytorch.backward(out, out, lse, *tensors, *numbers, True)
     block = 4 * 64 * 64  # H · C · C, here as large as q
     assert forward.largest == backward.largest == block
 
@@ -188,7 +202,27 @@ def test_blocks_cover_every_visible_pair_and_nothing_hidden(T, S, chunk, window,
     assert (visited[visible] == 1).all()
 
 
-def test_explain_tells_the_choice_and_the_reasons() -> None:
+def without_library(monkeypatch) -> None:
+    """As where the package was installed without a compiler, and the warning about it was given."""
+    monkeypatch.setattr(c_library, "_LIBRARY", None)
+    monkeypatch.setattr(dispatch, "_warned", {c_library.MISSING})
+
+
+@NOT_BUILT
+@pytest.mark.native
+def test_explain_tells_why_the_c_kernels_run_or_do_not() -> None:
+    q, k, v = make_qkv(9, 9)
+    found = neural_layers.explain("flash_attention", q, k, v, causal=True, window=4, alibi_slopes=torch.ones(4))
+    assert (found.backend, found.detail) == ("native", c_library.VARIANT)
+    assert neural_layers.explain("flash_attention", q, k, v, causal=True).backend == "native"
+    found = neural_layers.explain("flash_attention", q, k, v, dropout_p=0.1)
+    assert (found.backend, found.reasons["native"]) == ("torch", "the C kernels draw no dropout")
+    with pytest.raises(BackendError, match="chunk_size asks"):
+        flash_attention(q, k, v, chunk_size=4, backend="native")
+
+
+def test_explain_tells_the_choice_and_the_reasons_without_the_c_kernels(monkeypatch) -> None:
+    without_library(monkeypatch)
     q, k, v = make_qkv(9, 9)
     found = neural_layers.explain("flash_attention", q, k, v, causal=True, window=4, alibi_slopes=torch.ones(4))
     assert found.backend == "torch"
@@ -197,6 +231,10 @@ def test_explain_tells_the_choice_and_the_reasons() -> None:
     long = torch.empty(1, 2048, 1, 4)
     found = neural_layers.explain("flash_attention", long, long, long, seq_idx=torch.zeros(1, 2048, dtype=torch.int32))
     assert found.backend == "torch"
+    half = torch.empty(1, 9, 1, 4, dtype=torch.float16)
+    found = neural_layers.explain("flash_attention", half, half, half)
+    assert found.backend == "torch"
+    assert "slow in float16" in found.reasons["sdpa"]
     with pytest.raises(BackendError, match="chunk_size bounds memory"):
         flash_attention(q, k, v, chunk_size=4, backend="reference")
 
@@ -232,12 +270,13 @@ def test_bad_arguments_are_named(changes, error, message) -> None:
         flash_attention(**({"q": Q, "k": KV, "v": KV} | changes))
 
 
-def test_autocast_does_not_reach_into_the_op() -> None:
+@pytest.mark.parametrize("backend", [NATIVE, "torch"])
+def test_autocast_does_not_reach_into_the_op(backend) -> None:
     normal = seeded(0)
     q, k, v = (normal(1, 9, 2, 4).float().requires_grad_() for _ in range(3))
-    plain = flash_attention(q, k, v, causal=True, backend="torch")
+    plain = flash_attention(q, k, v, causal=True, backend=backend)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = flash_attention(q, k, v, causal=True, backend="torch")
+        inside = flash_attention(q, k, v, causal=True, backend=backend)
         gradients = torch.autograd.grad(inside.sum(), (q, k, v))
     assert torch.equal(inside, plain)
     for gradient, expected in zip(gradients, torch.autograd.grad(plain.sum(), (q, k, v)), strict=True):
