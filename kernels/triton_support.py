@@ -43,7 +43,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -125,6 +125,25 @@ def accumulator(*tensors: Tensor | None) -> Any:
 def on_device(tensor: Tensor) -> torch.cuda.device_of:
     """The context in which to launch kernels on `tensor`: Triton launches on the current device."""
     return torch.cuda.device_of(tensor)
+
+
+def strides(tensor: Tensor | None, dimensions: int) -> tuple[int, ...]:
+    """The first strides of an argument, zeros where it is absent."""
+    return (0,) * dimensions if tensor is None else tensor.stride()[:dimensions]
+
+
+@overload
+def rows(x: Tensor) -> Tensor: ...
+@overload
+def rows(x: Tensor | None) -> Tensor | None: ...
+def rows(x: Tensor | None) -> Tensor | None:
+    """x with neighbouring elements in its last dimension, copied only where its strides leave no other way."""
+    return x if x is None or x.stride(-1) == 1 else x.contiguous()
+
+
+def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The arguments that are there, each in order."""
+    return tuple(tensor if tensor is None else tensor.contiguous() for tensor in tensors)
 
 
 def multiprocessors(device: torch.device) -> int:

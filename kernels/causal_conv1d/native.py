@@ -52,11 +52,11 @@ def backward(
     grads = [None if tensor is None else tensor.new_empty(tensor.shape) for tensor in inputs]
     if initial_state is not None and x.shape[1] == 0:  # there are no rows that the kernel would go through
         assert grads[3] is not None
-        grads[3].copy_(0 if grad_final_state is None else grad_final_state)
+        grads[3].zero_() if grad_final_state is None else grads[3].copy_(grad_final_state)
     if grad_final_state is not None:
         grad_final_state = grad_final_state.contiguous()
-    tensors = *inputs, grad_y.contiguous(), grad_final_state, seq_idx, None, None, *grads
-    _run("causal_conv1d_backward", activation, *tensors)
+    tensors = bias, initial_state, grad_y.contiguous(), grad_final_state, seq_idx, None, None, *grads
+    _run("causal_conv1d_backward", activation, x, weight, *tensors)
     return [grad for grad in grads if grad is not None]
 
 

@@ -15,9 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from neural_layers.kernels.arguments import accumulation_dtype
-from neural_layers.kernels.causal_conv1d.triton_forward import strides
 from neural_layers.kernels.triton_math import sigmoid
-from neural_layers.kernels.triton_support import LAUNCH, accumulator, multiprocessors, on_device
+from neural_layers.kernels.triton_support import LAUNCH, accumulator, multiprocessors, on_device, strides
 
 # Tokens of the longest and of the shortest stretch, and tokens that are loaded together: as many as registers hold.
 LONGEST, SHORTEST, TOGETHER, TOGETHER_OF_DOCUMENTS = 128, 16, 4, 2

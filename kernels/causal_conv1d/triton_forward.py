@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from neural_layers.kernels.triton_math import sigmoid
-from neural_layers.kernels.triton_support import LAUNCH, accumulator, on_device
+from neural_layers.kernels.triton_support import LAUNCH, accumulator, on_device, strides
 
 # Bytes of a tile's row, and bytes of accumulators of a tile: 64 to a thread.
 ROW_BYTES, TILE_BYTES = 256, 16384
@@ -132,8 +132,3 @@ def _tile(length: int, channels: int, element_size: int, acc_size: int) -> tuple
     channel_block = min(triton.next_power_of_2(channels), ROW_BYTES // element_size)
     token_block = min(triton.next_power_of_2(length), TILE_BYTES // (channel_block * acc_size))
     return token_block, channel_block, 8 if token_block * channel_block * acc_size >= TILE_BYTES else 4
-
-
-def strides(tensor: Tensor | None, dimensions: int) -> tuple[int, ...]:
-    """The strides of an argument, zeros where it is absent."""
-    return (0,) * dimensions if tensor is None else tensor.stride()

@@ -17,6 +17,8 @@ over its tokens: no atomics, and the same bits from every run.
 Letters: B batch, T length, E channels, N states, J chunks, S segments, P blocks of channels.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment, var-annotated"
+
 import torch
 import triton
 import triton.language as tl
@@ -31,12 +33,10 @@ from neural_layers.kernels.selective_scan.triton_forward import (
     load_borders,
     load_tokens,
     over_states,
-    rows,
     softplus,
     step,
-    strides,
 )
-from neural_layers.kernels.triton_support import LAUNCH, accumulator, on_device
+from neural_layers.kernels.triton_support import LAUNCH, accumulator, contiguous, on_device, rows, strides
 
 # Tokens whose states and decays are in registers together: as many as do not spill.
 TOGETHER, TOGETHER_PACKED, TOGETHER_FLOAT64 = 4, 3, 2
@@ -314,7 +314,8 @@ def backward(
 ) -> list[Tensor]:
     """The gradients of u, delta, A, B, C, and of D, z, delta_bias, initial_state where given."""
     (batch, length, width), states, acc = u.shape, A.shape[1], accumulator(borders)
-    grad_u, grad_delta, grad_z = (None if x is None else x.new_empty(x.shape) for x in (u, delta, z))
+    grad_u, grad_delta = u.new_empty(u.shape), delta.new_empty(delta.shape)
+    grad_z = None if z is None else z.new_empty(z.shape)
     grad_start = None if initial_state is None else initial_state.new_empty(initial_state.shape)
     carry = None if grad_final_state is None else grad_final_state.contiguous()
     if length == 0 and grad_start is not None:
@@ -326,8 +327,8 @@ def backward(
     parts_A, parts_D = borders.new_empty(batch * segments, width, states), borders.new_empty(2, batch * segments, width)
     parts_B = borders.new_empty(2, blocks, batch, length, states)
     if grad_u.numel():
-        u, delta, B, C, z, grad_y = (rows(x) for x in (u, delta, B, C, z, grad_y))
-        A, D, delta_bias = (None if x is None else x.contiguous() for x in (A, D, delta_bias))
+        u, delta, B, C, z, grad_y, A = rows(u), rows(delta), rows(B), rows(C), rows(z), rows(grad_y), A.contiguous()
+        D, delta_bias = contiguous(D, delta_bias)
         together = TOGETHER if seq_idx is None else TOGETHER_PACKED
         together = TOGETHER_FLOAT64 if borders.dtype == torch.float64 else together
         notes = triton_forward.CHUNK // together + together - 1
@@ -342,7 +343,7 @@ def backward(
                 grad_y, carry, borders, u, delta, A, B, C, D, z_or_u, delta_bias, seq_idx_or_u, noted, grad_u,
                 grad_delta, parts_A, *parts_B, parts_D[0], grad_u if grad_z is None else grad_z, parts_D[1], grad_start,
                 length, width, segments, segment, *grad_y.stride()[:2], *u.stride()[:2], *delta.stride()[:2],
-                *B.stride()[:2], *C.stride()[:2], *strides(z), *strides(seq_idx), states, pad, delta_softplus,
+                *B.stride()[:2], *C.stride()[:2], *strides(z, 2), *strides(seq_idx, 2), states, pad, delta_softplus,
                 D is not None, z is not None, delta_bias is not None, carry is not None, grad_start is not None,
                 seq_idx is not None, acc, triton_forward.CHUNK, notes, together, block, num_warps=warps, **LAUNCH,
             )  # fmt: skip
@@ -384,7 +385,7 @@ def _carries(
     _summarise_backward[(batch * segments, blocks)](
         grad_y, delta, A, C, grad_y if z is None else z, delta_bias, grad_y if seq_idx is None else seq_idx, carries,
         sums, unbroken, length, width, segments, segment, *grad_y.stride()[:2], *delta.stride()[:2], *C.stride()[:2],
-        *strides(z), *strides(seq_idx), states, pad, delta_softplus, z is not None, delta_bias is not None,
+        *strides(z, 2), *strides(seq_idx, 2), states, pad, delta_softplus, z is not None, delta_bias is not None,
         seq_idx is not None, acc, block, num_warps=warps, **LAUNCH,
     )  # fmt: skip
     chain[(batch, blocks)](

@@ -11,13 +11,23 @@ The strides in time are constants of the kernels: the offsets of tokens that are
 Letters: B batch, T length, E channels, N states, J chunks, S segments of whole chunks.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment, var-annotated"
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from neural_layers.kernels.arguments import accumulation_dtype
-from neural_layers.kernels.triton_support import LAUNCH, accumulator, multiprocessors, on_device
+from neural_layers.kernels.triton_support import (
+    LAUNCH,
+    accumulator,
+    contiguous,
+    multiprocessors,
+    on_device,
+    rows,
+    strides,
+)
 
 # Tokens between two states that are kept for the backward pass, half of the bytes of u in bfloat16 where N is 16.
 CHUNK = 64
@@ -313,8 +323,8 @@ def forward(
             state.zero_() if initial_state is None else state.copy_(initial_state)
     if y.numel() == 0:
         return y, final, borders
-    u, delta, B, C, z = (rows(x) for x in (u, delta, B, C, z))
-    A, D, delta_bias, start = (None if x is None else x.contiguous() for x in (A, D, delta_bias, initial_state))
+    u, delta, B, C, z, A = rows(u), rows(delta), rows(B), rows(C), rows(z), A.contiguous()
+    D, delta_bias, start = contiguous(D, delta_bias, initial_state)
     block, pad, warps = channel_block(width, states, dtype)
     blocks = triton.cdiv(width, block)
     segments, segment = cut(batch * blocks, length, u.device)
@@ -325,7 +335,7 @@ def forward(
         _scan[(batch * segments, blocks)](
             u, delta, A, B, C, D, u if z is None else z, delta_bias, start, u if seq_idx is None else seq_idx, y,
             borders, final, length, width, segments, segment, *u.stride()[:2], *delta.stride()[:2], *B.stride()[:2],
-            *C.stride()[:2], *strides(z), *strides(seq_idx), states, pad, *flags, start is not None,
+            *C.stride()[:2], *strides(z, 2), *strides(seq_idx, 2), states, pad, *flags, start is not None,
             seq_idx is not None, keep_borders, acc, CHUNK, tokens_together(dtype), block, num_warps=warps, **LAUNCH,
         )  # fmt: skip
     return y, final, borders
@@ -352,24 +362,15 @@ def _starts(
     unbroken = u.new_empty(batch, segments, dtype=torch.int32)
     _summarise[(batch * segments, blocks)](
         u, delta, A, B, delta_bias, u if seq_idx is None else seq_idx, ends, sums, unbroken, length, width, segments,
-        segment, *u.stride()[:2], *delta.stride()[:2], *B.stride()[:2], *strides(seq_idx), states, pad, delta_softplus,
-        delta_bias is not None, seq_idx is not None, acc, tokens_together(like.dtype), block, num_warps=warps, **LAUNCH,
+        segment, *u.stride()[:2], *delta.stride()[:2], *B.stride()[:2], *strides(seq_idx, 2), states, pad,
+        delta_softplus, delta_bias is not None, seq_idx is not None, acc, tokens_together(like.dtype), block,
+        num_warps=warps, **LAUNCH,
     )  # fmt: skip
     chain[(batch, blocks)](
         A, initial_state, ends, sums, unbroken, width, segments, states, pad, initial_state is not None, False, acc,
         block, num_warps=warps, **LAUNCH,
     )  # fmt: skip
     return ends
-
-
-def rows(x: Tensor | None) -> Tensor | None:
-    """x with neighbouring elements in its last dimension, copied only where its strides leave no other way."""
-    return x if x is None or x.stride(-1) == 1 else x.contiguous()
-
-
-def strides(x: Tensor | None) -> tuple[int, int]:
-    """The first two strides, zeros where the argument is absent."""
-    return (0, 0) if x is None else x.stride()[:2]
 
 
 def channel_block(width: int, states: int, dtype: torch.dtype) -> tuple[int, int, int]:

@@ -3,13 +3,15 @@
 Letters: B batch, E channels, N states.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from neural_layers.kernels.arguments import accumulation_dtype
 from neural_layers.kernels.selective_scan.triton_forward import channel_block, over_states, softplus
-from neural_layers.kernels.triton_support import LAUNCH, accumulator, on_device
+from neural_layers.kernels.triton_support import LAUNCH, accumulator, contiguous, on_device, rows
 
 
 @triton.jit
@@ -72,8 +74,8 @@ def step(
         return y, new_state
     if state.stride(2) != 1 or state.stride(1) != states:
         state = state.contiguous()
-    A, D, delta_bias = (None if x is None else x.contiguous() for x in (A, D, delta_bias))
-    u, delta, B, C, z = (x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (u, delta, B, C, z))
+    A, (D, delta_bias) = A.contiguous(), contiguous(D, delta_bias)
+    u, delta, B, C, z = rows(u), rows(delta), rows(B), rows(C), rows(z)
     block, pad, warps = channel_block(width, states, dtype)
     with on_device(u):
         _step[(batch, triton.cdiv(width, block))](

@@ -17,6 +17,8 @@ head, and torch adds the heads of a group; what a
 token contributes to the gradients of dt, A, D and dt_bias is one number a head, and torch adds it up. No atomics.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 import torch
 import triton
 import triton.language as tl
@@ -31,10 +33,9 @@ from neural_layers.kernels.ssd_scan.triton_forward import (
     dot_of_tokens,
     load_chunk,
     pass_states,
-    rows,
     steps,
 )
-from neural_layers.kernels.triton_support import LAUNCH, on_device
+from neural_layers.kernels.triton_support import LAUNCH, on_device, rows
 
 
 @triton.jit
@@ -246,7 +247,7 @@ def backward(
     if x.numel() == 0:
         return _nothing(given, grad_final_state, initial_state)
     s = steps(x, dt, A, B, C, dt_bias, seq_idx, dt_softplus, chunk_size, dtype)
-    x, B, C, z, grad_y = (rows(v) for v in (x, B, C, z, grad_y))
+    x, B, C, z, grad_y = rows(x), rows(B), rows(C), rows(z), rows(grad_y)
     carries, grad_start = torch.empty_like(kept), torch.empty_like(kept[0])
     grad_x, grad_z = x.new_empty(x.shape), None if z is None else z.new_empty(z.shape)
     grad_delta, grad_D, flow = s.delta.new_empty(3, *s.delta.shape)

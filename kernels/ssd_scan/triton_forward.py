@@ -12,6 +12,8 @@ factor is filled with 0 where they are of different ones.
 Letters: B batch, T length, J chunks, H heads, G groups, P head width, N state size; in kernels C the tokens of a chunk.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +24,7 @@ from torch import Tensor
 
 from neural_layers.kernels.arguments import accumulation_dtype, document_numbers
 from neural_layers.kernels.selective_scan_step.reference import SOFTPLUS_THRESHOLD
-from neural_layers.kernels.triton_support import LAUNCH, accumulator, on_device
+from neural_layers.kernels.triton_support import LAUNCH, accumulator, on_device, rows
 
 # The smallest side of a matrix product, and the most columns of one in a program.
 LEAST, COLUMNS = 16, 64
@@ -269,7 +271,7 @@ def forward(
         final.zero_() if initial_state is None else final.copy_(initial_state)
         return y, final, states.copy_(final) if keep_states else states[:0].clone()
     s = steps(x, dt, A, B, C, dt_bias, seq_idx, dt_softplus, chunk_size, dtype)
-    x, B, C, z = (rows(v) for v in (x, B, C, z))
+    x, B, C, z = rows(x), rows(B), rows(C), rows(z)
     D = None if D is None else D.contiguous()
     with on_device(x):
         block_p, block_n = block(width), block(states_size)
@@ -308,11 +310,6 @@ def pass_states(
         states, None if start is None else start.contiguous(), final, s.sums, s.documents, length, heads, s.chunks,
         batch * heads, width * size, chunk_size, reverse, start is not None, s.acc, per_program, num_warps=4, **LAUNCH,
     )  # fmt: skip
-
-
-def rows(x: Tensor | None) -> Tensor | None:
-    """x with neighbouring elements in its last dimension, copied only where its strides leave no other way."""
-    return x if x is None or x.stride(-1) == 1 else x.contiguous()
 
 
 def block(size: int) -> int:

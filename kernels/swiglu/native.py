@@ -77,9 +77,9 @@ def _rows(*tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     else:
         return tensors, (count, count, 0, 0, 0)
     width = tensors[0].shape[-1]
-    strides = [_row_stride(tensor) if width >= _LEAST_WIDTH else None for tensor in tensors]
-    rows = tuple(t.contiguous() if stride is None else t for t, stride in zip(tensors, strides, strict=True))
-    strides = [width if stride is None else stride for stride in strides]
+    found = [_row_stride(tensor) if width >= _LEAST_WIDTH else None for tensor in tensors]
+    rows = tuple(t.contiguous() if stride is None else t for t, stride in zip(tensors, found, strict=True))
+    strides = [width if stride is None else stride for stride in found]
     return rows, (count, width, *strides, *[0] * (3 - len(strides)))
 
 
