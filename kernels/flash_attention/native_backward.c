@@ -58,10 +58,17 @@ static Part part_of(const Backward *w, int64_t pair, int64_t span) {
 }
 
 typedef struct {
-    real lse[ROWS], delta[ROWS], slope[ROWS];
+    real lse[ROWS], delta[ROWS], slope[ROWS], centre[ROWS];
     real *q, *grad, *grad_q, *score, *grad_score, *cap_slopes; /* columns */
     real *q_rows, *grad_rows, *widened;
 } State;
+
+/* About the mean distance of a row from its keys, which are weighted by exp(−slope · distance). */
+static real centre_of(const Tile *t, int64_t r) {
+    const real before = (real)t->from - t->position[r], after = t->position[r] - (real)(t->to - 1);
+    const real nearest = before > 0 ? before : after > 0 ? after : 0, half = (real)(t->to - t->from) / 2;
+    return nearest + (t->slope[r] * half > LOG2_E ? LOG2_E / t->slope[r] : half);
+}
 
 static void open_tile(const Backward *w, const Tile *t, State *s) {
     const Attention *a = &w->call;
@@ -81,6 +88,7 @@ static void open_tile(const Backward *w, const Tile *t, State *s) {
         s->delta[r] = s->slope[r] = 0;
         for (int l = 0; l < LANES; l++) s->delta[r] += sum[l];
         s->lse[r] = r < t->rows ? lse[r] : INFINITE;
+        s->centre[r] = centre_of(t, r);
     }
 }
 
@@ -93,15 +101,18 @@ static void weigh(const Tile *t, const Block *block, State *s) {
         }
 }
 
-/* The gradients of weights become those of scores, and then those before the cap. */
+/* The gradients of weights become those of scores, and then those before the cap.
+
+   The gradients of a row's scores, its sink's among them, sum up to 0: for the slope, distances may be taken less a
+   constant. Where that is about their mean, the rounding of delta does not grow with them. */
 static void differentiate_softmax(const Attention *a, const Tile *t, const Block *block, State *s) {
     for (int64_t r = 0; r < t->lanes; r += LANES) {
-        const vec delta = load(s->delta + r), position = load(t->position + r);
+        const vec delta = load(s->delta + r), position = load(t->position + r), centre = load(s->centre + r);
         vec slope = load(s->slope + r);
         for (int64_t j = 0; j < block->count; j++) {
             const int64_t at = j * t->lanes + r;
             vec grad = load(s->score + at) * (load(s->grad_score + at) - delta);
-            if (a->grad_slopes) slope -= grad * magnitude(position - (real)(block->from + j));
+            if (a->grad_slopes) slope -= grad * (magnitude(position - (real)(block->from + j)) - centre);
             if (s->cap_slopes) grad *= load(s->cap_slopes + at);
             store(s->grad_score + at, grad);
         }
@@ -134,8 +145,9 @@ static void add_heads(const Attention *a, const Tile *t, const State *s, real *h
     const int64_t M = sharing(a);
     for (int64_t r = 0; r < t->rows; r++) {
         const int64_t m = t->head[r] - t->g * M;
-        heads[m] += s->slope[r];
-        if (a->sinks) heads[M + m] -= exp2_of(a->sinks[t->head[r]] * LOG2_E - s->lse[r]) * s->delta[r];
+        const real sink = a->sinks ? exp2_of(a->sinks[t->head[r]] * LOG2_E - s->lse[r]) * s->delta[r] : 0;
+        heads[m] += s->slope[r] - s->centre[r] * sink;
+        heads[M + m] -= sink;
     }
 }
 
