@@ -24,14 +24,15 @@ lint: $(VENV)/.test
 native: $(VENV)/.test
 	$(BIN)/python setup.py -q build_ext --inplace
 
-# The kernel tests on a build that traps every stray access, overflow and undefined shift.
+# The kernel tests on a build that traps every stray access, overflow and undefined shift. The C++ library is loaded with
+# the sanitizer's, which would not find the throw of torch's exceptions otherwise; --capture=sys lets reports through.
 sanitize: $(VENV)/.test
 	NEURAL_LAYERS_SANITIZE=1 $(BIN)/python setup.py -q build_ext --build-lib build/sanitize
 	for variant in $$($(BIN)/python -c "from neural_layers.kernels.c_library import VARIANTS, runs; print(*filter(runs, VARIANTS))"); do \
 		echo "$$variant" && \
 		NEURAL_LAYERS_CPU=$$variant NEURAL_LAYERS_NATIVE=$$(find build/sanitize -name '_native*.so') \
-		LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
-		$(RUN) pytest -m native tests/kernels || exit 1; \
+		LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so.6)" \
+		ASAN_OPTIONS=detect_leaks=0 $(RUN) pytest -m native --capture=sys tests/kernels || exit 1; \
 	done
 
 # Every Triton kernel, from its real host code, for GPUs that need not be there: registers, spills, shared memory.

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from neural_layers.kernels import c_library
-from neural_layers.kernels.dequantize_4bit.native import dequantize_4bit_native
+from neural_layers.kernels import c_library, triton_support
+from neural_layers.kernels.dequantize_4bit.fused import dequantize_4bit_native, dequantize_4bit_triton
 from neural_layers.kernels.dequantize_4bit.pytorch import dequantize_4bit_torch
 from neural_layers.kernels.dequantize_4bit.reference import dequantize_4bit_reference
 from neural_layers.kernels.dispatch import Backend, Op
@@ -14,6 +14,10 @@ def _native_obstacle(quantized: Quantized4bit) -> str | None:
     return c_library.obstacle(quantized.packed)
 
 
+def _triton_obstacle(quantized: Quantized4bit) -> str | None:
+    return triton_support.obstacle(quantized.packed)
+
+
 _OP = Op(
     "dequantize_4bit",
     check=check_quantized,
@@ -21,6 +25,7 @@ _OP = Op(
         Backend(
             "native", dequantize_4bit_native, _native_obstacle, describe=c_library.describe, missing=c_library.MISSING
         ),
+        Backend("triton", dequantize_4bit_triton, _triton_obstacle, triton_support.avoid),
         Backend("torch", dequantize_4bit_torch),
         Backend("reference", dequantize_4bit_reference),
     ),

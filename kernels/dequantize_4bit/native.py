@@ -10,15 +10,6 @@ _VALUES = {name: torch.tensor(values, dtype=torch.float32, device="cpu") for nam
 _MAP = torch.tensor(DYNAMIC_MAP, dtype=torch.float32, device="cpu")
 
 
-def dequantize_4bit_native(quantized: Quantized4bit) -> Tensor:
-    """w_i = value of code_i · absmax of its block."""
-    q = quantized
-    if c_library.unwatched(q.packed, q.absmax):
-        return dequantize(q)
-    constants = (q.quant_type, q.block_size, q.shape, q.dtype)
-    return _dequantize_op(q.packed, q.absmax, q.offset, q.nested_absmax, *constants)
-
-
 def dequantize(quantized: Quantized4bit) -> Tensor:
     """The weight, computed now."""
     weight = quantized.packed.new_empty(quantized.shape, dtype=quantized.dtype)
@@ -35,32 +26,3 @@ def weight_arguments(quantized: Quantized4bit) -> tuple[Tensor | int | None, ...
     tensors = (quantized.packed, quantized.absmax, quantized.nested_absmax, quantized.offset)
     packed, absmax, nested, offset = (None if tensor is None else tensor.contiguous() for tensor in tensors)
     return packed, absmax, values, _MAP, nested, offset, quantized.block_size
-
-
-@torch.library.custom_op("neural_layers::dequantize_4bit", mutates_args=())
-def _dequantize_op(
-    packed: Tensor,
-    absmax: Tensor,
-    offset: Tensor | None,
-    nested_absmax: Tensor | None,
-    quant_type: str,
-    block_size: int,
-    shape: list[int],
-    dtype: torch.dtype,
-) -> Tensor:
-    """What torch sees of `dequantize`, where a graph is traced."""
-    return dequantize(Quantized4bit(packed, absmax, quant_type, block_size, tuple(shape), dtype, offset, nested_absmax))
-
-
-@_dequantize_op.register_fake
-def _(
-    packed: Tensor,
-    absmax: Tensor,
-    offset: Tensor | None,
-    nested_absmax: Tensor | None,
-    quant_type: str,
-    block_size: int,
-    shape: list[int],
-    dtype: torch.dtype,
-) -> Tensor:
-    return packed.new_empty(shape, dtype=dtype)

@@ -3,11 +3,16 @@
 import torch
 from torch import Tensor
 
-from neural_layers.kernels import c_library
+from neural_layers.kernels import c_library, triton_support
 from neural_layers.kernels.arguments import check_devices, check_floats
 from neural_layers.kernels.dispatch import Backend, Op
 from neural_layers.kernels.four_bit import Quantized4bit, check_quantized
-from neural_layers.kernels.linear_4bit.fused import linear_4bit_int8, linear_4bit_native, linear_4bit_torch
+from neural_layers.kernels.linear_4bit.fused import (
+    linear_4bit_int8,
+    linear_4bit_native,
+    linear_4bit_torch,
+    linear_4bit_triton,
+)
 from neural_layers.kernels.linear_4bit.native import int8_obstacle
 from neural_layers.kernels.linear_4bit.reference import linear_4bit_reference
 
@@ -31,6 +36,10 @@ def _native_obstacle(x: Tensor, quantized: Quantized4bit, bias: Tensor | None) -
     return c_library.obstacle(x, quantized.packed, bias)
 
 
+def _triton_obstacle(x: Tensor, quantized: Quantized4bit, bias: Tensor | None) -> str | None:
+    return triton_support.obstacle(x, quantized.packed, bias)
+
+
 def _int8_obstacle(x: Tensor, quantized: Quantized4bit, bias: Tensor | None) -> str | None:
     return _native_obstacle(x, quantized, bias) or int8_obstacle(x, quantized)
 
@@ -45,6 +54,7 @@ _OP = Op(
     backends=(
         Backend("native", linear_4bit_native, _native_obstacle, describe=c_library.describe, missing=c_library.MISSING),
         Backend("native_int8", linear_4bit_int8, _int8_obstacle, _int8_avoid, describe=c_library.describe),
+        Backend("triton", linear_4bit_triton, _triton_obstacle, triton_support.avoid),
         Backend("torch", linear_4bit_torch),
         Backend("reference", linear_4bit_reference),
     ),

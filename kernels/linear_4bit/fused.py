@@ -14,11 +14,13 @@ from neural_layers.kernels.arguments import accumulation_dtype
 from neural_layers.kernels.c_library import unwatched
 from neural_layers.kernels.four_bit import Quantized4bit
 from neural_layers.kernels.linear_4bit import native, pytorch
+from neural_layers.kernels.triton_support import deferred
 
 # name → run(x, quantized, bias, transposed) → x Wᵀ + bias, or x W where transposed
 IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
     "native": native.product,
     "native_int8": native.product_int8,
+    "triton": deferred("linear_4bit.triton_kernels", "product"),
     "torch": pytorch.product,
 }
 
@@ -31,6 +33,11 @@ def linear_4bit_native(x: Tensor, quantized: Quantized4bit, bias: Tensor | None 
 def linear_4bit_int8(x: Tensor, quantized: Quantized4bit, bias: Tensor | None = None) -> Tensor:
     """y = x Wᵀ + bias in C, with x and the codes of W rounded to 8 bits."""
     return _call(x, quantized, bias, "native_int8")
+
+
+def linear_4bit_triton(x: Tensor, quantized: Quantized4bit, bias: Tensor | None = None) -> Tensor:
+    """y = x Wᵀ + bias in Triton, with no copy of W but for many rows."""
+    return _call(x, quantized, bias, "triton")
 
 
 def linear_4bit_torch(x: Tensor, quantized: Quantized4bit, bias: Tensor | None = None) -> Tensor:
