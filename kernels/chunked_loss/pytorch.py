@@ -1,7 +1,8 @@
 """Losses of output logits in chunks of tokens, in torch: any formula on any device.
 
 The formula is given a few rows at a time, which lie in the cache: its passes over the logits cost little beside the
-products (5 % at a width of 768), each of which is one matrix product for the whole chunk.
+products (5 % at a width of 768), each of which is one matrix product for the whole chunk. A formula that is a kernel,
+and makes one pass, is given the whole chunk.
 
 Dimension letters: T tokens of all sequences, C tokens of a chunk, D width of a head, V vocabulary.
 """
@@ -16,8 +17,9 @@ from neural_layers.kernels.chunked_loss import Head, empty_gradients, rows_of_ch
 
 # Logits given to the formula at once: half a megabyte of float32.
 _SLAB = 2**17
-# Columns of a product with the weight: a block's packed weight stays in the cache; half weights are widened by block.
-_BLOCK = 1024
+# Columns of a product with the weight, on the CPU and elsewhere: a block's packed weight stays in a CPU's cache, and is
+# enough work for a GPU; half weights are widened by block.
+_BLOCK, _BLOCK_ELSEWHERE = 1024, 8192
 
 # formula(logits of each head (C, V), their tokens (C), which heads want a gradient) → losses (C).
 # The gradient of each loss by its logits replaces them, for the heads that want one.
@@ -32,6 +34,7 @@ def chunked_mean(
     scale: float = 1.0,
     factor: float = 1.0,
     chunk_size: int | None = None,
+    whole_chunks: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
     """factor · the mean of the formula over `tokens`, and its gradients by the heads' hidden states and weights.
 
@@ -44,7 +47,7 @@ def chunked_mean(
     losses_N = torch.empty(len(tokens), dtype=dtype, device=tokens.device)
     vocabulary = len(heads[0].weight_VD)
     chunk = rows_of_chunk(chunk_size, tokens, vocabulary)
-    share, slab = factor / max(1, len(tokens)), max(1, _SLAB // vocabulary)
+    share, slab = factor / max(1, len(tokens)), chunk if whole_chunks else max(1, _SLAB // vocabulary)
     # Inside autocast the products would otherwise be in half precision.
     with torch.autocast(tokens.device.type, enabled=False):
         products = [_Product(head, dtype, tokens, chunk, scale) for head in heads]
@@ -105,7 +108,8 @@ class _Product:
 
     def _blocks(self, whole: bool = False) -> Iterator[tuple[int, int]]:
         vocabulary = len(self.head.weight_VD)
-        return spans(vocabulary, vocabulary if whole else _BLOCK)
+        block = _BLOCK if self.buffer_CV.device.type == "cpu" else _BLOCK_ELSEWHERE
+        return spans(vocabulary, vocabulary if whole else block)
 
     def _weight(self, v0: int, v1: int) -> Tensor:
         return self.head.weight_VD[v0:v1].to(self.dtype)

@@ -38,36 +38,45 @@ def load_absmax(absmax, nested, offset, map, block, exists, NESTED: tl.constexpr
 
 
 @triton.jit
-def load_pairs(packed, table, byte, exists, ACC: tl.constexpr):
-    """The values of the codes in these bytes, twice as many in the last dimension."""
-    codes = tl.load(packed + byte, exists, other=0).to(tl.int32)
+def values_of_pairs(codes, table, ACC: tl.constexpr):
+    """The values of the two codes in each of these bytes, twice as many in the last dimension."""
+    codes = codes.to(tl.int32)
     return tl.interleave(tl.load(table + (codes >> 4)), tl.load(table + (codes & 15))).to(ACC)
 
 
 @triton.jit
-def load_tile(
-    packed, absmax, table, map, nested, offset, row, first, rows, columns,
-    R: tl.constexpr, C: tl.constexpr, SPAN: tl.constexpr, SIZE: tl.constexpr,
-    NESTED: tl.constexpr, NESTED_SIZE: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """W[row, first … first + C) of a weight (rows, columns), as (R, C); `row` is 64-bit, and first a multiple of C."""
+def load_codes(packed, row, first, rows, columns, C: tl.constexpr, SPAN: tl.constexpr):
+    """The bytes of W[row, first … first + C) of a weight (rows, columns), for `unpack`; row is 64-bit, C divides first.
+
+    They are (R, C/2); where rows are of an odd length, so that a byte may belong to two of them, (R, C).
+    """
     if SPAN == 1:
-        # Rows of an odd length: a byte may belong to two of them.
         column = first + tl.arange(0, C)
         exists = (row < rows)[:, None] & (column < columns)[None, :]
-        i = row[:, None] * columns + column[None, :]
-        codes = tl.load(packed + i // 2, exists, other=0).to(tl.int32)
-        codes = (codes >> (4 - 4 * (i % 2)).to(tl.int32)) & 15
-        scale = load_absmax(absmax, nested, offset, map, i // SIZE, exists, NESTED, NESTED_SIZE)
-        weight = tl.load(table + codes).to(ACC) * scale.to(ACC)
+        codes = tl.load(packed + (row[:, None] * columns + column[None, :]) // 2, exists, other=0)
     else:
         half = first // 2 + tl.arange(0, C // 2)
         exists = (row < rows)[:, None] & (half < columns // 2)[None, :]
-        values = load_pairs(packed, table, row[:, None] * (columns // 2) + half[None, :], exists, ACC)
-        start = first + tl.arange(0, C // SPAN) * SPAN
-        exists = (row < rows)[:, None] & (start < columns)[None, :]
-        block = (row[:, None] * columns + start[None, :]) // SIZE
-        scale = load_absmax(absmax, nested, offset, map, block, exists, NESTED, NESTED_SIZE).to(ACC)
+        codes = tl.load(packed + row[:, None] * (columns // 2) + half[None, :], exists, other=0)
+    return codes
+
+
+@triton.jit
+def unpack(
+    codes, absmax, table, map, nested, offset, row, first, rows, columns,
+    R: tl.constexpr, C: tl.constexpr, SPAN: tl.constexpr, SIZE: tl.constexpr,
+    NESTED: tl.constexpr, NESTED_SIZE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """W[row, first … first + C), (R, C), from its bytes: a scale is loaded once for each SPAN weights."""
+    start = first + tl.arange(0, C // SPAN) * SPAN
+    exists = (row < rows)[:, None] & (start < columns)[None, :]
+    i = row[:, None] * columns + start[None, :]
+    scale = load_absmax(absmax, nested, offset, map, i // SIZE, exists, NESTED, NESTED_SIZE).to(ACC)
+    if SPAN == 1:
+        code = (codes.to(tl.int32) >> (4 - 4 * (i % 2)).to(tl.int32)) & 15
+        weight = tl.load(table + code).to(ACC) * scale
+    else:
+        values = values_of_pairs(codes, table, ACC)
         weight = tl.reshape(tl.reshape(values, [R, C // SPAN, SPAN]) * scale[:, :, None], [R, C])
     return weight
 
@@ -85,7 +94,7 @@ def _dequantize(
     """
     first = tl.program_id(0).to(tl.int64) * BLOCK
     byte = first // 2 + tl.arange(0, BLOCK // 2)
-    values = load_pairs(packed, table, byte, byte * 2 < count, ACC)
+    values = values_of_pairs(tl.load(packed + byte, byte * 2 < count, other=0), table, ACC)
     start = first + tl.arange(0, BLOCK // SPAN) * SPAN
     scale = load_absmax(absmax, nested, offset, map, start // SIZE, start < count, NESTED, NESTED_SIZE).to(ACC)
     weight = tl.reshape(tl.reshape(values, [BLOCK // SPAN, SPAN]) * scale[:, None], [BLOCK])
@@ -102,7 +111,7 @@ def dequantize(quantized: Quantized4bit, dtype: torch.dtype | None = None) -> Te
         with on_device(weight):
             _dequantize[(triton.cdiv(count, BLOCK),)](
                 *pointers(quantized), weight, count, size, BLOCK, min(size, BLOCK), *nesting(quantized), acc,
-                num_warps=WARPS, **EXACT,
+                num_warps=2 * WARPS if acc == tl.float64 else WARPS, **EXACT,
             )  # fmt: skip
     return weight
 

@@ -22,11 +22,12 @@ from neural_layers.kernels.dequantize_4bit.triton_kernels import (
     EXACT,
     dequantize,
     load_absmax,
-    load_pairs,
-    load_tile,
+    load_codes,
     nesting,
     pointers,
     span,
+    unpack,
+    values_of_pairs,
 )
 from neural_layers.kernels.four_bit import Quantized4bit
 from neural_layers.kernels.triton_support import LAUNCH, accumulator, multiprocessors, on_device
@@ -57,7 +58,7 @@ def _few_rows(
         start_J = first + j * (SPAN // 2)
         exists_NJ = (n < outputs)[:, None] & (start_J < row_bytes)[None, :]
         byte = (n * row_bytes)[:, None, None] + start_J[None, :, None] + half[None, None, :]
-        values = load_pairs(packed, table, byte, exists_NJ[:, :, None], ACC)
+        values = values_of_pairs(tl.load(packed + byte, exists_NJ[:, :, None], other=0), table, ACC)
         block = ((n * row_bytes)[:, None] + start_J[None, :]) // (SIZE // 2)
         scale = load_absmax(absmax, nested, offset, map, block, exists_NJ, NESTED, NESTED_SIZE).to(ACC)
         added = ()
@@ -94,20 +95,28 @@ def _many_rows(
     width = outputs if TRANSPOSED else inputs
     columns = inputs if TRANSPOSED else outputs
     total = tl.zeros([M, N], ACC)
+    if TRANSPOSED:
+        codes = load_codes(packed, tl.arange(0, K).to(tl.int64), first_n, outputs, inputs, N, SPAN)
+    else:
+        codes = load_codes(packed, n, 0, outputs, inputs, K, SPAN)
     for first in range(0, width, K):
         k = first + tl.arange(0, K)
         exists = (m < rows)[:, None] & (k < width)[None, :]
         x_MK = tl.load(x + m[:, None] * width + k[None, :], exists, other=0.0)
+        # The bytes of the next step are on their way while those of this one are unpacked.
         if TRANSPOSED:
-            w_KN = load_tile(
-                packed, absmax, table, map, nested, offset, k.to(tl.int64), first_n, outputs, inputs,
+            following = load_codes(packed, (k + K).to(tl.int64), first_n, outputs, inputs, N, SPAN)
+            w_KN = unpack(
+                codes, absmax, table, map, nested, offset, k.to(tl.int64), first_n, outputs, inputs,
                 K, N, SPAN, SIZE, NESTED, NESTED_SIZE, ACC,
             )  # fmt: skip
         else:
-            w_KN = load_tile(
-                packed, absmax, table, map, nested, offset, n, first, outputs, inputs,
+            following = load_codes(packed, n, first + K, outputs, inputs, K, SPAN)
+            w_KN = unpack(
+                codes, absmax, table, map, nested, offset, n, first, outputs, inputs,
                 N, K, SPAN, SIZE, NESTED, NESTED_SIZE, ACC,
             ).trans()  # fmt: skip
+        codes = following
         total = tl.dot(x_MK, w_KN.to(DOT), total, input_precision="ieee", out_dtype=ACC)
     if HAS_BIAS:
         total += tl.load(bias + n, n < columns, other=0.0).to(ACC)[None, :]
@@ -136,7 +145,7 @@ def product(x: Tensor, quantized: Quantized4bit, bias: Tensor | None, transposed
                 bias is not None, accumulator(x), num_warps=4, **launch,
             )  # fmt: skip
         else:
-            tile = _tile(x, rows, y.shape[-1])
+            tile = _tile(x, rows, y.shape[-1], ragged=stretch < SHORTEST)
             stretch = span(quantized, tile.n if transposed else tile.k)
             _many_rows[(triton.cdiv(rows, tile.m) * triton.cdiv(y.shape[-1], tile.n),)](
                 *tensors, rows, outputs, inputs, tile.m, tile.n, tile.k, stretch, *constants,
@@ -165,14 +174,17 @@ class _Tile:
     stages: int = 2
 
 
-def _tile(x: Tensor, rows: int, columns: int) -> _Tile:
+def _tile(x: Tensor, rows: int, columns: int, *, ragged: bool) -> _Tile:
+    """The tile for these rows; a ragged weight, with scales for a few weights each, leaves fewer registers."""
     if x.dtype == torch.float64:
         return _Tile(16, 32, 32, 4)
-    m = max(16, min(triton.next_power_of_2(rows), 128 if x.element_size() == 2 else 64))
-    if x.element_size() == 4:
-        return _Tile(m, 64, 32, 4)
+    m = max(16, min(triton.next_power_of_2(rows), 128))
+    if x.dtype == torch.float32:
+        return _Tile(min(m, 64), 64, 16, 4 if m == 16 else 8)
+    if ragged:
+        return _Tile(min(m, 64), 64, 32, 8)
     if m >= 64:
-        return _Tile(m, 128, 64, 8)
+        return _Tile(m, 128, 64 if m == 64 else 32, 8)
     # Bound by the memory of the weight: programs enough for every multiprocessor, and several loads of each on the way.
     narrow = columns < 64 * multiprocessors(x.device)
     return _Tile(m, 16 if narrow else 32, 256, 4, 3)

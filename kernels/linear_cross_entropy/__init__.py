@@ -12,6 +12,7 @@ from neural_layers.kernels.chunked_loss.native import native_avoid
 from neural_layers.kernels.dispatch import Backend, Op
 from neural_layers.kernels.linear_cross_entropy.fused import linear_cross_entropy_fused
 from neural_layers.kernels.linear_cross_entropy.reference import linear_cross_entropy_reference
+from neural_layers.kernels.triton_support import avoid, obstacle
 
 
 def _check(
@@ -60,6 +61,12 @@ _OP = Op(
             native_avoid,
             describe=c_library.describe,
             missing=c_library.MISSING,
+        ),
+        Backend(
+            "triton",
+            partial(linear_cross_entropy_fused, backend="triton"),
+            obstacle,
+            avoid,
         ),
         Backend("torch", partial(linear_cross_entropy_fused, backend="torch")),
         Backend("reference", linear_cross_entropy_reference),

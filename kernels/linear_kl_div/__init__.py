@@ -13,6 +13,7 @@ from neural_layers.kernels.chunked_loss.native import native_avoid
 from neural_layers.kernels.dispatch import Backend, Op
 from neural_layers.kernels.linear_kl_div.fused import linear_kl_div_fused
 from neural_layers.kernels.linear_kl_div.reference import linear_kl_div_reference
+from neural_layers.kernels.triton_support import avoid, obstacle
 
 
 def _check(
@@ -75,6 +76,7 @@ _OP = Op(
             describe=c_library.describe,
             missing=c_library.MISSING,
         ),
+        Backend("triton", partial(linear_kl_div_fused, backend="triton"), obstacle, avoid),
         Backend("torch", partial(linear_kl_div_fused, backend="torch")),
         Backend("reference", linear_kl_div_reference),
     ),

@@ -13,8 +13,13 @@ from torch import Tensor
 from neural_layers.kernels.arguments import accumulation_dtype
 from neural_layers.kernels.chunked_loss import keep_gradients, take_gradients, wanted
 from neural_layers.kernels.linear_kl_div import native, pytorch
+from neural_layers.kernels.triton_support import deferred
 
-IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, list[Tensor]]]] = {"native": native.run, "torch": pytorch.run}
+IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, list[Tensor]]]] = {
+    "native": native.run,
+    "triton": deferred("linear_kl_div.triton_rows", "run"),
+    "torch": pytorch.run,
+}
 
 
 def linear_kl_div_fused(
