@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neural_layers.kernels.four_bit import Quantized4bit
+
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 
 
@@ -212,6 +214,90 @@ def _ssd_scan() -> Iterator[Launch]:
     yield Launch("ssd_scan", name, lambda: run(x, 1, 128, False, False, 64, False), quick=True)
 
 
+def _four_bit_weight(
+    outputs: int, inputs: int, quant_type: str, double_quant: bool, dtype: torch.dtype
+) -> Quantized4bit:
+    blocks = outputs * inputs // 64
+    packed, absmax = meta(outputs * inputs // 2, 1, dtype=torch.uint8), meta(blocks, dtype=torch.float32)
+    shape = (outputs, inputs)
+    if not double_quant:
+        return Quantized4bit(packed, absmax, quant_type, 64, shape, dtype)
+    offset, nested = meta(dtype=torch.float32), meta(-(-blocks // 256), dtype=torch.float32)
+    return Quantized4bit(packed, absmax.to(torch.uint8), quant_type, 64, shape, dtype, offset, nested)
+
+
+def _dequantize_4bit() -> Iterator[Launch]:
+    from neural_layers.kernels.dequantize_4bit.triton_kernels import dequantize
+
+    for name, dtype in DTYPES.items():
+        for double_quant in (False, True):
+            quantized = _four_bit_weight(4096, 11008, "nf4", double_quant, dtype)
+            yield Launch(
+                "dequantize_4bit",
+                f"{name} 4096×11008{' double-quantized' * double_quant}",
+                lambda q=quantized: dequantize(q),
+                quick=name == "bf16" and double_quant,
+            )
+
+
+def _linear_4bit() -> Iterator[Launch]:
+    from neural_layers.kernels.linear_4bit.triton_kernels import product
+
+    def run(x: Tensor, quantized: Quantized4bit) -> None:
+        bias = meta(quantized.shape[0], dtype=x.dtype)
+        product(product(x, quantized, bias, False), quantized, None, True)
+
+    cases = [
+        (name, rows, outputs, inputs, "nf4", rows == 1)
+        for name in ("bf16", "fp16", "fp32")
+        for rows in (1, 16, 256)
+        for outputs, inputs in ((4096, 4096), (4096, 11008))
+    ]
+    cases += [("bf16", 4, 11008, 4096, "fp4", True), ("bf16", 64, 11008, 4096, "fp4", True)]
+    cases += [("bf16", 256, 1000, 1001, "nf4", False), ("bf16", 256, 1000, 1100, "nf4", True)]
+    cases += [("fp64", rows, 1024, 1024, "nf4", True) for rows in (1, 64)]
+    for name, rows, outputs, inputs, quant_type, double_quant in cases:
+        quantized = _four_bit_weight(outputs, inputs, quant_type, double_quant, DTYPES[name])
+        x = meta(rows, inputs, dtype=DTYPES[name])
+        yield Launch(
+            "linear_4bit",
+            f"{name} {rows} rows, {quant_type} {outputs}×{inputs}",
+            lambda x=x, q=quantized: run(x, q),
+        )
+    quantized = _four_bit_weight(4096, 4096, "nf4", True, torch.bfloat16)
+    x = meta(1, 4096, dtype=torch.bfloat16)
+    yield Launch("linear_4bit", "bf16 forward of 1 row", lambda: product(x, quantized, None, False), quick=True)
+
+
+def _linear_kl_div() -> Iterator[Launch]:
+    from neural_layers.kernels.linear_kl_div.triton_rows import forward_kl
+
+    def run(logits: Tensor, *wants: bool) -> None:
+        forward_kl([logits, logits], meta(len(logits), dtype=torch.int64), list(wants))
+
+    # The logits of bfloat16 and float16 are float32.
+    for name, tokens, vocabulary in (("fp32", 1024, 32000), ("fp32", 1024, 151936), ("fp64", 256, 4001)):
+        logits = meta(tokens, vocabulary, dtype=DTYPES[name])
+        size = f"{name} {tokens}×{vocabulary}"
+        yield Launch("linear_kl_div", size, lambda x=logits: run(x, True, False), vocabulary == 32000)
+        yield Launch("linear_kl_div", f"{size}, the teacher's gradient too", lambda x=logits: run(x, True, True))
+        yield Launch("linear_kl_div", f"{size}, no gradient", lambda x=logits: run(x, False, False))
+
+
+def _linear_cross_entropy() -> Iterator[Launch]:
+    from neural_layers.kernels.linear_cross_entropy.triton_rows import cross_entropy
+
+    for name, tokens, vocabulary in (("fp32", 1024, 32000), ("fp32", 1024, 151936), ("fp64", 256, 4001)):
+        logits, target = meta(tokens, vocabulary, dtype=DTYPES[name]), meta(tokens, dtype=torch.int64)
+        for smoothing in (0.0, 0.1):
+            yield Launch(
+                "linear_cross_entropy",
+                f"{name} {tokens}×{vocabulary}{' smoothed' * bool(smoothing)}",
+                lambda x=logits, target=target, smoothing=smoothing: cross_entropy(x, target, smoothing, True),
+                quick=vocabulary == 32000 and not smoothing,
+            )
+
+
 def faulty_launches() -> Iterator[Launch]:
     """Launches that must be found faulty; they are no part of `all_launches`."""
     from tests.triton import faulty_kernels as kernels
@@ -231,6 +317,10 @@ OPS: tuple[Callable[[], Iterator[Launch]], ...] = (
     _selective_scan,
     _selective_scan_step,
     _ssd_scan,
+    _dequantize_4bit,
+    _linear_4bit,
+    _linear_kl_div,
+    _linear_cross_entropy,
 )
 
 
