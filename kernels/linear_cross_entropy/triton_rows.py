@@ -26,7 +26,7 @@ from neural_layers.kernels.triton_support import LAUNCH, accumulator, on_device
 
 
 @triton.jit
-def _row(
+def _cross_entropy(
     logits, target, losses, stride, vocabulary,
     WANTS: tl.constexpr, SMOOTHING: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -72,7 +72,7 @@ def cross_entropy(logits_CV: Tensor, target_C: Tensor, label_smoothing: float, w
     losses_C = logits_CV.new_empty(len(logits_CV))
     if len(losses_C):
         with on_device(logits_CV):
-            _row[(len(losses_C),)](
+            _cross_entropy[(len(losses_C),)](
                 logits_CV, target_C, losses_C, logits_CV.stride(0), logits_CV.shape[1],
                 wants_gradient, label_smoothing, block_of(logits_CV), accumulator(logits_CV),
                 num_warps=WARPS, **LAUNCH,

@@ -25,7 +25,7 @@ from neural_layers.kernels.triton_support import LAUNCH, accumulator, on_device
 
 
 @triton.jit
-def _row(
+def _divergence(
     student, teacher, losses, student_stride, teacher_stride, vocabulary,
     WANTS_STUDENT: tl.constexpr, WANTS_TEACHER: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -74,7 +74,7 @@ def forward_kl(logits: list[Tensor], tokens_C: Tensor, wants: list[bool]) -> Ten
     losses_C = student_CV.new_empty(len(student_CV))
     if len(losses_C):
         with on_device(student_CV):
-            _row[(len(losses_C),)](
+            _divergence[(len(losses_C),)](
                 student_CV, teacher_CV, losses_C, student_CV.stride(0), teacher_CV.stride(0), student_CV.shape[1],
                 *wants, block_of(student_CV), accumulator(student_CV), num_warps=WARPS, **LAUNCH,
             )  # fmt: skip
