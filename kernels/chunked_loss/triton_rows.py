@@ -40,11 +40,10 @@ def add_logits(greatest, total, logits):
 
 @triton.jit
 def whole_row(greatest, total):
-    """The greatest logit of the row and Σ e^(s − greatest), NaN where there is no finite logit; and each factor."""
+    """The greatest logit of the row and Σ e^(s − greatest), and the factor of what each thread has summed."""
     largest = tl.max(greatest, axis=0)
     factor = exponential(greatest - largest)
-    whole = tl.sum(total * factor, axis=0)
-    return largest, tl.where(whole > 0.0, whole, float("nan")), factor
+    return largest, tl.sum(total * factor, axis=0), factor
 
 
 def block_of(logits_CV: Tensor) -> int:
