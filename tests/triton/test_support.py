@@ -17,6 +17,7 @@ from tests.check_types import ROOT
 
 X, WEIGHT = torch.ones(2, 3), torch.ones(3)
 OPS = ["rms_norm", "swiglu", "geglu", "apply_rotary", "causal_conv1d"]
+OPS += ["dequantize_4bit", "linear_4bit", "linear_kl_div", "linear_cross_entropy"]
 
 
 def run_python(code: str, **environment: str) -> str:
@@ -74,7 +75,7 @@ def test_triton_stands_behind_native_and_before_torch(op) -> None:
     from neural_layers.kernels.dispatch import OPS as registered
 
     names = [backend.name for backend in registered[op].backends]
-    assert names == [name for name in ("native", "triton", "torch", "reference") if name in names]
+    assert names == [name for name in ("native", "native_int8", "triton", "torch", "reference") if name in names]
     assert "triton" in names
 
 
