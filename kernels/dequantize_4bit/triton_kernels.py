@@ -1,8 +1,7 @@
 """4-bit weights on the GPU (backend `triton`): how a kernel reads one, and the kernel that writes it out.
 
-A code's value is fetched from a table of 16 numbers, which lies in one line of the cache: a load for each weight, where
-choosing among 16 constants would take 15 operations. A byte is fetched once for its two codes, and a scale once for all
-its weights in a tile.
+A code's value is gathered from a table of 16 numbers in shared memory: a load for each weight, where choosing among 16
+constants would take 15 operations. A byte is loaded once for its two codes, and a scale once for its weights in a tile.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -38,52 +37,49 @@ def load_absmax(absmax, nested, offset, map, block, exists, NESTED: tl.constexpr
 
 
 @triton.jit
-def values_of_pairs(codes, table, ACC: tl.constexpr):
+def values_of(codes, table, ACC: tl.constexpr):
+    """The values of codes, by a table (16,) in registers."""
+    flat = tl.reshape(codes, [codes.numel])
+    return tl.reshape(tl.gather(table, flat, 0), codes.shape).to(ACC)
+
+
+@triton.jit
+def values_of_pairs(bytes, table, ACC: tl.constexpr):
     """The values of the two codes in each of these bytes, twice as many in the last dimension."""
-    codes = codes.to(tl.int32)
-    return tl.interleave(tl.load(table + (codes >> 4)), tl.load(table + (codes & 15))).to(ACC)
+    codes = bytes.to(tl.int32)
+    return values_of(tl.interleave(codes >> 4, codes & 15), table, ACC)
 
 
 @triton.jit
-def load_codes(packed, row, first, rows, columns, C: tl.constexpr, SPAN: tl.constexpr):
-    """The bytes of W[row, first … first + C) of a weight (rows, columns), for `unpack`; row is 64-bit, C divides first.
-
-    They are (R, C/2); where rows are of an odd length, so that a byte may belong to two of them, (R, C).
-    """
-    if SPAN == 1:
-        column = first + tl.arange(0, C)
-        exists = (row < rows)[:, None] & (column < columns)[None, :]
-        codes = tl.load(packed + (row[:, None] * columns + column[None, :]) // 2, exists, other=0)
-    else:
-        half = first // 2 + tl.arange(0, C // 2)
-        exists = (row < rows)[:, None] & (half < columns // 2)[None, :]
-        codes = tl.load(packed + row[:, None] * (columns // 2) + half[None, :], exists, other=0)
-    return codes
-
-
-@triton.jit
-def unpack(
-    codes, absmax, table, map, nested, offset, row, first, rows, columns,
+def load_tile(
+    packed, absmax, table, map, nested, offset, row, first, rows, columns,
     R: tl.constexpr, C: tl.constexpr, SPAN: tl.constexpr, SIZE: tl.constexpr,
     NESTED: tl.constexpr, NESTED_SIZE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """W[row, first … first + C), (R, C), from its bytes: a scale is loaded once for each SPAN weights."""
+    """W[row, first … first + C) of a weight (rows, columns), as (R, C); `row` is 64-bit, and first a multiple of C.
+
+    A scale is loaded once for each SPAN weights.
+    """
     start = first + tl.arange(0, C // SPAN) * SPAN
     exists = (row < rows)[:, None] & (start < columns)[None, :]
     i = row[:, None] * columns + start[None, :]
     scale = load_absmax(absmax, nested, offset, map, i // SIZE, exists, NESTED, NESTED_SIZE).to(ACC)
     if SPAN == 1:
-        code = (codes.to(tl.int32) >> (4 - 4 * (i % 2)).to(tl.int32)) & 15
-        weight = tl.load(table + code).to(ACC) * scale
+        # Rows of an odd length: a byte may belong to two of them.
+        bytes = tl.load(packed + i // 2, exists, other=0).to(tl.int32)
+        weight = values_of((bytes >> (4 - 4 * (i % 2)).to(tl.int32)) & 15, table, ACC) * scale
     else:
-        values = values_of_pairs(codes, table, ACC)
+        half = first // 2 + tl.arange(0, C // 2)
+        exists = (row < rows)[:, None] & (half < columns // 2)[None, :]
+        bytes = tl.load(packed + row[:, None] * (columns // 2) + half[None, :], exists, other=0)
+        values = values_of_pairs(bytes, table, ACC)
         weight = tl.reshape(tl.reshape(values, [R, C // SPAN, SPAN]) * scale[:, :, None], [R, C])
     return weight
 
 
 @triton.jit
 def _dequantize(
-    packed, absmax, table, map, nested, offset, out, count,
+    packed, absmax, table, map, nested, offset, out, bytes, count,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr,
     NESTED: tl.constexpr, NESTED_SIZE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -92,9 +88,10 @@ def _dequantize(
     Reads 4 bits a weight and 4 bytes a block (1 where double-quantized), writes the weight: 2.6 bytes in bfloat16 and
     blocks of 64, for about 8 operations.
     """
+    table = tl.load(table + tl.arange(0, 16))
     first = tl.program_id(0).to(tl.int64) * BLOCK
     byte = first // 2 + tl.arange(0, BLOCK // 2)
-    values = values_of_pairs(tl.load(packed + byte, byte * 2 < count, other=0), table, ACC)
+    values = values_of_pairs(tl.load(packed + byte, byte < bytes, other=0), table, ACC)
     start = first + tl.arange(0, BLOCK // SPAN) * SPAN
     scale = load_absmax(absmax, nested, offset, map, start // SIZE, start < count, NESTED, NESTED_SIZE).to(ACC)
     weight = tl.reshape(tl.reshape(values, [BLOCK // SPAN, SPAN]) * scale[:, None], [BLOCK])
@@ -110,7 +107,8 @@ def dequantize(quantized: Quantized4bit, dtype: torch.dtype | None = None) -> Te
         acc = tl.float64 if weight.dtype == torch.float64 else tl.float32
         with on_device(weight):
             _dequantize[(triton.cdiv(count, BLOCK),)](
-                *pointers(quantized), weight, count, size, BLOCK, min(size, BLOCK), *nesting(quantized), acc,
+                *pointers(quantized), weight, quantized.packed.numel(), count,
+                size, BLOCK, min(size, BLOCK), *nesting(quantized), acc,
                 num_warps=2 * WARPS if acc == tl.float64 else WARPS, **EXACT,
             )  # fmt: skip
     return weight

@@ -22,11 +22,10 @@ from neural_layers.kernels.dequantize_4bit.triton_kernels import (
     EXACT,
     dequantize,
     load_absmax,
-    load_codes,
+    load_tile,
     nesting,
     pointers,
     span,
-    unpack,
     values_of_pairs,
 )
 from neural_layers.kernels.four_bit import Quantized4bit
@@ -48,6 +47,7 @@ def _few_rows(
     Reads the weight once, 0.56 bytes each in blocks of 64, and x, which stays in the cache, for every program; for
     about 8 + 2·M operations a weight.
     """
+    table = tl.load(table + tl.arange(0, 16))
     n = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
     j = tl.arange(0, J)
     half, whole = tl.arange(0, SPAN // 2), tl.arange(0, SPAN)
@@ -86,6 +86,7 @@ def _many_rows(
     Reads 0.56 bytes a weight in blocks of 64 for each M rows, and x for each N columns, most of them from the L2 cache;
     for 2·M operations a weight, and about 8 to unpack it.
     """
+    table = tl.load(table + tl.arange(0, 16))
     # Programs that share a tile of the weight follow each other.
     blocks = tl.cdiv(rows, M)
     program = tl.program_id(0).to(tl.int64)
@@ -95,28 +96,20 @@ def _many_rows(
     width = outputs if TRANSPOSED else inputs
     columns = inputs if TRANSPOSED else outputs
     total = tl.zeros([M, N], ACC)
-    if TRANSPOSED:
-        codes = load_codes(packed, tl.arange(0, K).to(tl.int64), first_n, outputs, inputs, N, SPAN)
-    else:
-        codes = load_codes(packed, n, 0, outputs, inputs, K, SPAN)
     for first in range(0, width, K):
         k = first + tl.arange(0, K)
         exists = (m < rows)[:, None] & (k < width)[None, :]
         x_MK = tl.load(x + m[:, None] * width + k[None, :], exists, other=0.0)
-        # The bytes of the next step are on their way while those of this one are unpacked.
         if TRANSPOSED:
-            following = load_codes(packed, (k + K).to(tl.int64), first_n, outputs, inputs, N, SPAN)
-            w_KN = unpack(
-                codes, absmax, table, map, nested, offset, k.to(tl.int64), first_n, outputs, inputs,
+            w_KN = load_tile(
+                packed, absmax, table, map, nested, offset, k.to(tl.int64), first_n, outputs, inputs,
                 K, N, SPAN, SIZE, NESTED, NESTED_SIZE, ACC,
             )  # fmt: skip
         else:
-            following = load_codes(packed, n, first + K, outputs, inputs, K, SPAN)
-            w_KN = unpack(
-                codes, absmax, table, map, nested, offset, n, first, outputs, inputs,
+            w_KN = load_tile(
+                packed, absmax, table, map, nested, offset, n, first, outputs, inputs,
                 N, K, SPAN, SIZE, NESTED, NESTED_SIZE, ACC,
             ).trans()  # fmt: skip
-        codes = following
         total = tl.dot(x_MK, w_KN.to(DOT), total, input_precision="ieee", out_dtype=ACC)
     if HAS_BIAS:
         total += tl.load(bias + n, n < columns, other=0.0).to(ACC)[None, :]
