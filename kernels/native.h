@@ -247,6 +247,26 @@ static __attribute__((unused)) void expect_writes(void *data, int64_t bytes) {
 #endif
 }
 
+/* Write a register past the caches, which reads no line that is overwritten as a whole; `to` is aligned to the register.
+For results that are larger than the caches. What was streamed is seen by others after `finish_streams`. */
+INLINE void stream(real *to, vec x) {
+#if defined(__AVX512F__) && defined(REAL_DOUBLE)
+    _mm512_stream_pd(to, (__m512d)x);
+#elif defined(__AVX512F__)
+    _mm512_stream_ps(to, (__m512)x);
+#elif defined(__AVX2__) && !defined(REAL_DOUBLE)
+    _mm256_stream_ps(to, (__m256)x);
+#else
+    store(to, x);
+#endif
+}
+
+INLINE void finish_streams(void) {
+#if defined(__AVX512F__) || defined(__AVX2__)
+    _mm_sfence();
+#endif
+}
+
 /* ---- threads ----------------------------------------------------------------------------------------------------- */
 
 typedef struct {

@@ -14,7 +14,7 @@ INLINE void fetch(const Block *k, int tile, int64_t t) {
     prefetch(&s->u, k->row, t + CHUNK, channel);
     prefetch(&s->delta, k->row, t + CHUNK, channel);
     if (s->z.data) prefetch(&s->z, k->row, t, channel);
-    prefetch(&s->y, k->row, t, channel);
+    if (!k->streamed) prefetch(&s->y, k->row, t, channel);
 }
 
 /* `count` states of one tile through a chunk; count and careful are constants of the call. */
@@ -26,7 +26,7 @@ INLINE void recur(const int count, const int careful, const Block *k, int tile, 
     vec h[2 * GROUP];
 #pragma GCC unroll 16
     for (int i = 0; i < count; i++) h[i] = load(state + i * LANES);
-    for (int64_t t = 0; t < steps; t++, B += k->states, C += k->states) {
+    for (int64_t t = 0; t < steps; t++, B += k->B_step, C += k->C_step) {
         const vec dt = load(at(k->dt, tile, t)), du = load(at(k->du, tile, t));
         vec y = load(at(k->y, tile, t));
         if (n == 0) fetch(k, tile, t0 + t);
@@ -69,22 +69,21 @@ static void store_steps(const Block *k, int64_t t0, int64_t steps) {
     const Scan *s = k->scan;
     real buffer[BLOCK], z_buffer[BLOCK];
     for (int64_t t = 0; t < steps; t++) {
-        const int64_t offset = k->row * s->y.row + (t0 + t) * s->y.step + k->first;
-        const int direct = s->y.dtype == REAL && k->width % LANES == 0;
         const real *z = s->z.data ? step_of(z_buffer, k, &s->z, t0 + t) : 0;
-        real *y = direct ? (real *)s->y.data + offset : buffer;
+        real *y = place_of(buffer, k, &s->y, t0 + t);
         for (int tile = 0; tile < k->tiles; tile++) {
             vec value = load(at(k->y, tile, t));
             if (z) value *= load(z + tile * LANES) * sigmoid(load(z + tile * LANES));
-            store(y + tile * LANES, value);
+            put(k->streamed, y + tile * LANES, value);
         }
-        if (!direct) store_row(s->y.data, (int)s->y.dtype, offset, k->width, buffer);
+        finish(y, buffer, k, &s->y, t0 + t);
     }
 }
 
 static void forward_block(void *context, int64_t index) {
     const Scan *s = context;
     Block *k = open_block(s, index);
+    k->streamed = is_streamed(s, &s->y);
     const int64_t row_states = k->row * s->width * s->states;
     gather_states(k, s->initial ? s->initial + row_states : 0, k->state, 1);
     for (int64_t t0 = 0; t0 < s->length; t0 += CHUNK) {

@@ -78,8 +78,9 @@ typedef struct {
     real *sums;                    /* (CHUNK, states / GROUP, 2 · GROUP): the gradients of C and B of some states */
     ALIGNED real grad_D[BLOCK], grad_bias[BLOCK];
     /* tile by tile: the gradient of C·h + D u; Σ g B and Σ g P · rate over the states */
-    ALIGNED real grad[CHUNK * BLOCK], by_input[CHUNK * BLOCK], by_decay[CHUNK * BLOCK];
-    ALIGNED real decays[CHUNK * GROUP * LANES], products[CHUNK * GROUP * LANES]; /* of one tile and group */
+    ALIGNED real grad[CHUNK * BLOCK], grad_gate[CHUNK * BLOCK], by_input[CHUNK * BLOCK], by_decay[CHUNK * BLOCK];
+    ALIGNED real decays[CHUNK * GROUP * LANES], after[(CHUNK + 1) * GROUP * LANES]; /* of one tile and group */
+    ALIGNED real zeros[GROUP * LANES];
 } Backward;
 
 /* As in native.c, against time: ask for the inputs of the chunk before, and for where this one's results go. */
@@ -89,11 +90,11 @@ INLINE void fetch(const Block *k, int tile, int64_t t) {
     prefetch(&s->u, k->row, t - CHUNK, channel);
     prefetch(&s->delta, k->row, t - CHUNK, channel);
     prefetch(&s->grad_y, k->row, t - CHUNK, channel);
+    if (s->z.data) prefetch(&s->z, k->row, t - CHUNK, channel);
+    if (k->streamed) return;
     prefetch(&s->grad_u, k->row, t, channel);
     prefetch(&s->grad_delta, k->row, t, channel);
-    if (!s->z.data) return;
-    prefetch(&s->z, k->row, t - CHUNK, channel);
-    prefetch(&s->grad_z, k->row, t, channel);
+    if (s->z.data) prefetch(&s->grad_z, k->row, t, channel);
 }
 
 /* Written out, because memset would keep the registers in memory. */
@@ -108,18 +109,18 @@ INLINE void recompute(const int careful, Backward *w, int tile, int64_t n, int64
     const real *rates = registers(k, k->rates, tile, n), *B = k->B + n, *C = k->C + n;
     vec h[GROUP];
 #pragma GCC unroll 8
-    for (int i = 0; i < GROUP; i++) h[i] = load(registers(k, k->state, tile, n + i));
-    for (int64_t t = 0; t < steps; t++, B += k->states, C += k->states) {
+    for (int i = 0; i < GROUP; i++) h[i] = load(registers(k, k->state, tile, n + i)), store(w->after + i * LANES, h[i]);
+    for (int64_t t = 0; t < steps; t++, B += k->B_step, C += k->C_step) {
         const vec dt = load(at(k->dt, tile, t)), du = load(at(k->du, tile, t));
         vec y = load(at(k->y, tile, t));
         if (n == 0) fetch(k, tile, t0 + t);
         if (starts && starts[t]) clear(h);
 #pragma GCC unroll 8
         for (int i = 0; i < GROUP; i++) {
-            vec x = dt * load(rates + i * LANES), e = careful ? decay_carefully(x) : decay(x), P = e * h[i];
+            vec x = dt * load(rates + i * LANES), e = careful ? decay_carefully(x) : decay(x);
             store(w->decays + (t * GROUP + i) * LANES, e);
-            store(w->products + (t * GROUP + i) * LANES, P);
-            h[i] = P + du * B[i];
+            h[i] = e * h[i] + du * B[i];
+            store(w->after + ((t + 1) * GROUP + i) * LANES, h[i]);
             y += h[i] * C[i];
         }
         store(at(k->y, tile, t), y);
@@ -135,18 +136,20 @@ INLINE void reverse(Backward *w, int tile, int64_t n, int64_t steps, const unsig
     for (int i = 0; i < GROUP; i++) carry[i] = load(carried + i * LANES), grad_rate[i] = (vec){0};
     for (int64_t t = steps - 1; t >= 0; t--) {
         const vec dt = load(at(k->dt, tile, t)), du = load(at(k->du, tile, t)), grad = load(at(w->grad, tile, t));
-        const real *B = k->B + t * k->states + n, *C = k->C + t * k->states + n;
+        const real *B = k->B + t * k->B_step + n, *C = k->C + t * k->C_step + n;
+        const real *before = starts && starts[t] ? w->zeros : w->after + t * GROUP * LANES;
+        const real *after = w->after + (t + 1) * GROUP * LANES, *decays = w->decays + t * GROUP * LANES;
         vec by_input = load(at(w->by_input, tile, t)), by_decay = load(at(w->by_decay, tile, t)), parts[SUMS];
 #pragma GCC unroll 8
         for (int i = 0; i < GROUP; i++) {
-            const vec e = load(w->decays + (t * GROUP + i) * LANES), P = load(w->products + (t * GROUP + i) * LANES);
-            const vec g = carry[i] + grad * C[i], through = g * P;
-            parts[i] = grad * (P + du * B[i]);
+            const vec g = carry[i] + grad * C[i];
+            carry[i] = load(decays + i * LANES) * g;
+            const vec through = carry[i] * load(before + i * LANES);
+            parts[i] = grad * load(after + i * LANES);
             parts[GROUP + i] = g * du;
             by_input += g * B[i];
             by_decay += through * load(rates + i * LANES);
             grad_rate[i] += through * dt;
-            carry[i] = e * g;
         }
         if (starts && starts[t]) clear(carry);
         store(at(w->by_input, tile, t), by_input);
@@ -172,7 +175,13 @@ static void load_grad(Backward *w, int64_t t0, int64_t steps) {
         const real *z = s->z.data ? step_of(z_buffer, k, &s->z, t0 + t) : 0;
         for (int tile = 0; tile < k->tiles; tile++) {
             vec grad = load(grad_y + tile * LANES);
-            store(at(w->grad, tile, t), z ? grad * silu(load(z + tile * LANES)) : grad);
+            if (z) {
+                const vec z_tile = load(z + tile * LANES), gate = sigmoid(z_tile);
+                /* of z times that of y: the product with y is the gradient of z */
+                store(at(w->grad_gate, tile, t), grad * (gate + z_tile * (gate * (1 - gate))));
+                grad *= z_tile * gate;
+            }
+            store(at(w->grad, tile, t), grad);
         }
     }
 }
@@ -181,29 +190,26 @@ static void load_grad(Backward *w, int64_t t0, int64_t steps) {
 static void store_grads(Backward *w, int64_t t0, int64_t steps) {
     const Block *k = w->block;
     const Scan *s = k->scan;
-    real buffer[BLOCK], z_buffer[BLOCK], grad_u[BLOCK], grad_delta[BLOCK], grad_z[BLOCK];
+    real u_buffer[BLOCK], delta_buffer[BLOCK], z_buffer[BLOCK];
     for (int64_t t = 0; t < steps; t++) {
-        const real *grad_y = s->z.data ? step_of(buffer, k, &s->grad_y, t0 + t) : 0;
-        const real *z = s->z.data ? step_of(z_buffer, k, &s->z, t0 + t) : 0;
+        real *grad_u = place_of(u_buffer, k, &s->grad_u, t0 + t), *grad_z = z_buffer;
+        real *grad_delta = place_of(delta_buffer, k, &s->grad_delta, t0 + t);
+        if (s->z.data) grad_z = place_of(z_buffer, k, &s->grad_z, t0 + t);
         for (int tile = 0; tile < k->tiles; tile++) {
             const int i = tile * LANES;
-            const vec grad = load(at(w->grad, tile, t)), u = load(at(k->u, tile, t)), raw = load(at(k->raw, tile, t));
+            const vec grad = load(at(w->grad, tile, t)), u = load(at(k->u, tile, t));
             const vec by_input = load(at(w->by_input, tile, t));
-            vec delta = load(at(w->by_decay, tile, t)) * (1 / (LOG2_E * DECAY_SCALE)) + u * by_input;
-            if (s->softplus) delta *= sigmoid(raw);
-            store(grad_u + i, load(at(k->dt, tile, t)) * by_input + load(k->D + i) * grad);
-            store(grad_delta + i, delta);
+            vec delta = load(at(w->by_decay, tile, t)) * (real)(1 / (LOG2_E * DECAY_SCALE)) + u * by_input;
+            delta *= load(at(k->slope, tile, t));
+            put(k->streamed, grad_u + i, load(at(k->dt, tile, t)) * by_input + load(k->D + i) * grad);
+            put(k->streamed, grad_delta + i, delta);
             store(w->grad_bias + i, load(w->grad_bias + i) + delta);
             store(w->grad_D + i, load(w->grad_D + i) + grad * u);
-            if (z) {
-                const vec gate = sigmoid(load(z + i)), slope = gate * (1 + load(z + i) * (1 - gate));
-                store(grad_z + i, load(grad_y + i) * load(at(k->y, tile, t)) * slope);
-            }
+            if (s->z.data) put(k->streamed, grad_z + i, load(at(w->grad_gate, tile, t)) * load(at(k->y, tile, t)));
         }
-        const int64_t row = k->row, step = t0 + t;
-        store_row(s->grad_u.data, (int)s->grad_u.dtype, row * s->grad_u.row + step * s->grad_u.step + k->first, k->width, grad_u);
-        store_row(s->grad_delta.data, (int)s->grad_delta.dtype, row * s->grad_delta.row + step * s->grad_delta.step + k->first, k->width, grad_delta);
-        if (z) store_row(s->grad_z.data, (int)s->grad_z.dtype, row * s->grad_z.row + step * s->grad_z.step + k->first, k->width, grad_z);
+        finish(grad_u, u_buffer, k, &s->grad_u, t0 + t);
+        finish(grad_delta, delta_buffer, k, &s->grad_delta, t0 + t);
+        if (s->z.data) finish(grad_z, z_buffer, k, &s->grad_z, t0 + t);
     }
 }
 
@@ -224,6 +230,8 @@ static void store_sums(const Backward *w, int64_t t0, int64_t steps) {
 static void backward_block(void *context, int64_t index) {
     const Scan *s = context;
     Block *k = open_block(s, index);
+    k->streamed = is_streamed(s, &s->grad_u) && is_streamed(s, &s->grad_delta);
+    if (s->z.data) k->streamed = k->streamed && is_streamed(s, &s->grad_z);
     Backward *w = aligned_alloc(64, (sizeof(Backward) + 63) / 64 * 64);
     memset(w, 0, sizeof *w);
     w->block = k;

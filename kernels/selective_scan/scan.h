@@ -36,9 +36,12 @@ enum { CHUNK = 32, BLOCK = 64, TILES = BLOCK / LANES, GROUP = 8 };
 /* ---- the decay ---------------------------------------------------------------------------------------------------- */
 
 /* decay(x) = 2^(x / DECAY_SCALE) for |x| ≤ DECAY_RANGE. The polynomials are least maximal fits with the value at 0 exact
-and the slope there to 2e-7: the error of a slow decay is paid at every step of a long memory. Where a permutation looks
+and the slope there to 5e-9: the error of a slow decay is paid at every step of a long memory. Where a permutation looks
 2^(i/16) up in a register, three terms reach 2e-9 (with 8 entries 3e-8, without a table six terms 2e-9). The entries are
-bit patterns less i << 19 (i << 20), which the shifted exponent adds back. */
+bit patterns less i << 19 (i << 20), which the shifted exponent adds back.
+
+It is the multipliers that are busy, not the adders. So x comes in the unit in which the polynomial, all of it times
+2.2524…, begins with f³, and its first step is an addition; the entries hold 1 / 2.2524…, which times it is 1 to 3e-11. */
 #ifdef REAL_DOUBLE
 #define DECAY_SCALE 1
 #define DECAY_RANGE 1021
@@ -61,27 +64,27 @@ INLINE vec decay(vec x) {
 }
 #elif defined(__AVX512F__)
 #include <immintrin.h>
-#define DECAY_SCALE 16
-#define DECAY_RANGE (126 * 16)
+#define DECAY_SCALE 0.5f
+#define DECAY_RANGE (125 * DECAY_SCALE)
 INLINE vec decay(vec x) {
-    const ivec table = {0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
-                        0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
-    /* Kept apart from the product that made x: a multiply-add would take the place of an addition, and it is the
-    multipliers that are busy. */
+    const ivec table = {0x3ee34f96, 0x3ee55ff3, 0x3ee7e260, 0x3ee96df5, 0x3ee728ed, 0x3ee524d6, 0x3ee36493, 0x3ee1eb24,
+                        0x3ee0bbaa, 0x3edfd96e, 0x3edf47d9, 0x3edf0a7e, 0x3edf2519, 0x3edf9b8d, 0x3ee071eb, 0x3ee1ac74};
+    /* Kept apart from the product that made x: a multiply-add would take the place of an addition. */
     __asm__("" : "+v"(x));
-    vec shifted = x + 0x1.8p23f, f = x - (shifted - 0x1.8p23f);
+    vec shifted = x + 0x1.8p18f, f = x - (shifted - 0x1.8p18f);
     ivec power = (ivec)_mm512_permutexvar_epi32((__m512i)shifted, (__m512i)table) + ((ivec)shifted << 19);
-    return (((f * 1.355125735e-5f + 9.384151884e-4f) * f + 4.332169875e-2f) * f + 1) * (vec)power;
+    return (((f + 2.164435863494873f) * f + 3.1225197315216064f) * f + 2.2524218559265137f) * (vec)power;
 }
 #elif defined(__AVX2__)
 #include <immintrin.h>
-#define DECAY_SCALE 8
-#define DECAY_RANGE (126 * 8)
+#define DECAY_SCALE 0.5f
+#define DECAY_RANGE (125 * DECAY_SCALE)
 INLINE vec decay(vec x) {
-    const ivec table = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
-    vec shifted = x + 0x1.8p23f, f = x - (shifted - 0x1.8p23f);
+    const ivec table = {0x3ee34f96, 0x3ee7e260, 0x3ee728ed, 0x3ee36493, 0x3ee0bbaa, 0x3edf47d9, 0x3edf2519, 0x3ee071eb};
+    __asm__("" : "+x"(x));
+    vec shifted = x + 0x1.8p19f, f = x - (shifted - 0x1.8p19f);
     ivec power = (ivec)_mm256_permutevar8x32_epi32((__m256i)table, (__m256i)shifted) + ((ivec)shifted << 20);
-    return (((f * 1.084208491e-4f + 3.754025521e-3f) * f + 8.664339652e-2f) * f + 1) * (vec)power;
+    return (((f + 2.1646461486816406f) * f + 3.1225197315216064f) * f + 2.2524218559265137f) * (vec)power;
 }
 #else
 #define DECAY_SCALE 1
@@ -120,12 +123,15 @@ typedef struct {
     int tiles;
     int64_t states;                   /* N, padded */
     real *rates, *state;              /* (tiles, states) registers: A · log2(e) · DECAY_SCALE, and h */
-    real *B, *C;                      /* (CHUNK, states), zeros beyond N */
+    const real *B, *C;                /* of the chunk's first step, zeros beyond N, and how far apart steps are */
+    int64_t B_step, C_step;
+    real *B_rows, *C_rows;            /* (CHUNK, states), for those that cannot be read in place */
     ALIGNED real fastest[BLOCK];      /* the largest magnitude of the rates over the states */
     ALIGNED real D[BLOCK], bias[BLOCK];
-    /* CHUNK steps, tile by tile: delta before and after softplus, delta · u, u and C·h + D u */
-    ALIGNED real raw[CHUNK * BLOCK], dt[CHUNK * BLOCK], u[CHUNK * BLOCK], du[CHUNK * BLOCK], y[CHUNK * BLOCK];
+    /* CHUNK steps, tile by tile: the slope of softplus, delta after it, u, delta · u and C·h + D u */
+    ALIGNED real slope[CHUNK * BLOCK], dt[CHUNK * BLOCK], u[CHUNK * BLOCK], du[CHUNK * BLOCK], y[CHUNK * BLOCK];
     unsigned char careful[TILES];
+    int streamed; /* whether results are written past the caches */
 } Block;
 
 INLINE real *at(const real *steps, int tile, int64_t step) { return (real *)steps + (tile * CHUNK + step) * LANES; }
@@ -172,10 +178,10 @@ static Block *open_block(const Scan *s, int64_t index) {
     k->states = (s->states + GROUP - 1) / GROUP * GROUP;
     k->rates = new_array(k->tiles * k->states * LANES);
     k->state = new_array(k->tiles * k->states * LANES);
-    k->B = new_array(CHUNK * k->states);
-    k->C = new_array(CHUNK * k->states);
-    memset(k->B, 0, (size_t)(CHUNK * k->states) * sizeof(real));
-    memset(k->C, 0, (size_t)(CHUNK * k->states) * sizeof(real));
+    k->B_rows = new_array(CHUNK * k->states);
+    k->C_rows = new_array(CHUNK * k->states);
+    memset(k->B_rows, 0, (size_t)(CHUNK * k->states) * sizeof(real));
+    memset(k->C_rows, 0, (size_t)(CHUNK * k->states) * sizeof(real));
     gather_states(k, s->A, k->rates, LOG2_E * DECAY_SCALE);
     for (int64_t i = 0; i < k->width; i++) {
         for (int64_t n = 0; n < s->states; n++) {
@@ -190,40 +196,56 @@ static Block *open_block(const Scan *s, int64_t index) {
 }
 
 static void close_block(Block *k) {
+    finish_streams();
     free(k->rates);
     free(k->state);
-    free(k->B);
-    free(k->C);
+    free(k->B_rows);
+    free(k->C_rows);
     free(k);
 }
 
-/* 2^x for any x: 0 below the range, infinity above it; NaN stays NaN. */
-INLINE vec exponential(vec x) {
-    const vec range = broadcast(DECAY_RANGE), zero = {0}, infinity = zero + (real)__builtin_inf();
-    vec scaled = x * (LOG2_E * DECAY_SCALE), inside = smaller(range, larger(-range, scaled));
-    return choose(scaled > range, infinity, choose(scaled < -range, zero, decay(inside)));
+/* 1 / x for x that is neither 0 nor infinite nor near to either: a third of the time of the division, to one rounding
+more. */
+INLINE vec inverse(vec x) {
+#if defined(__AVX512F__) && !defined(REAL_DOUBLE)
+    const vec guess = (vec)_mm512_rcp14_ps((__m512)x);
+    return guess + guess * (1 - x * guess);
+#else
+    return 1 / x;
+#endif
 }
 
-INLINE vec sigmoid(vec x) { return 1 / (1 + exponential(-x)); }
+/* e^-|x|, at least 2^-DECAY_RANGE; NaN for NaN. */
+INLINE vec fall(vec x) {
+    return decay(larger(broadcast(-DECAY_RANGE), magnitude(x) * -(real)(LOG2_E * DECAY_SCALE)));
+}
 
-INLINE vec silu(vec x) { return x / (1 + exponential(-x)); }
+/* 1 / (1 + e^-x), and 0 where e^x is. */
+INLINE vec sigmoid(vec x) {
+    const vec range = broadcast(DECAY_RANGE), scaled = x * -(real)(LOG2_E * DECAY_SCALE);
+    const vec result = inverse(1 + decay(smaller(range, larger(-range, scaled))));
+    return choose(scaled > range, (vec){0}, result);
+}
 
-/* log(1 + e^x) = max(x, 0) + 2 artanh(t), t = e^-|x| / (2 + e^-|x|) ≤ 1/3. */
-INLINE vec softplus(vec x) {
-    vec e = decay(larger(broadcast(-DECAY_RANGE), magnitude(x) * -(LOG2_E * DECAY_SCALE))), t = e / (e + 2), q = t * t;
+/* The slope of softplus, 1 / (1 + e^-x), with e = fall(x). */
+INLINE vec slope_of_fall(vec x, vec e) {
+    const vec zero = {0};
+    return choose(x < zero, e, zero + 1) * inverse(1 + e);
+}
+
+/* log(1 + e^x) = max(x, 0) + 2 artanh(t), t = e^-|x| / (2 + e^-|x|) ≤ 1/3, with e = fall(x). In float the series of
+artanh(t) / t is a least maximal fit, to 4e-9. */
+INLINE vec softplus_of_fall(vec x, vec e) {
+    vec t = e * inverse(e + 2), q = t * t;
 #ifdef REAL_DOUBLE
     vec p = broadcast(1.0 / 33);
 #pragma GCC unroll 16
-    for (int k = 31; k > 13; k -= 2) p = p * q + 1.0 / k;
-    p = p * q + 1.0 / 13;
+    for (int k = 31; k > 1; k -= 2) p = p * q + 1.0 / k;
 #else
-    vec p = broadcast(1.0f / 13);
+    vec p = q * 0.14005999267101288f + 0.14000901579856873f;
+    p = p * q + 0.2001076340675354f;
+    p = p * q + 0.3333320915699005f;
 #endif
-    p = p * q + (real)(1.0 / 11);
-    p = p * q + (real)(1.0 / 9);
-    p = p * q + (real)(1.0 / 7);
-    p = p * q + (real)(1.0 / 5);
-    p = p * q + (real)(1.0 / 3);
     p = p * q + 1;
     return larger(x, (vec){0}) + 2 * t * p;
 }
@@ -244,8 +266,42 @@ static void expect_result(const Scan *s, const Sequence *x) {
     expect_writes(x->data, s->batch * s->length * s->width * element_size(x));
 }
 
+/* Whether a result is written past the caches: whole registers of one too large for them. */
+static int is_streamed(const Scan *s, const Sequence *x) {
+    const int64_t rows = ((uintptr_t)x->data / sizeof(real)) | (uint64_t)x->row | (uint64_t)x->step | (uint64_t)s->width;
+    return x->dtype == REAL && rows % LANES == 0 && s->batch * s->length * s->width >= 1 << 20;
+}
+
+/* Where a step of a result is made: in place, or in `buffer`, from which `finish` stores it. */
+INLINE real *place_of(real *buffer, const Block *k, const Sequence *x, int64_t t) {
+    if (x->dtype != REAL || k->width % LANES) return buffer;
+    return (real *)x->data + k->row * x->row + t * x->step + k->first;
+}
+
+INLINE void put(int streamed, real *to, vec value) {
+    if (streamed) stream(to, value);
+    else store(to, value);
+}
+
+INLINE void finish(const real *place, const real *buffer, const Block *k, const Sequence *x, int64_t t) {
+    if (place == buffer) store_row(x->data, (int)x->dtype, k->row * x->row + t * x->step + k->first, k->width, buffer);
+}
+
 INLINE void prefetch(const Sequence *x, int64_t row, int64_t t, int64_t channel) {
     __builtin_prefetch((const char *)x->data + (row * x->row + t * x->step + channel) * element_size(x));
+}
+
+/* The chunk's rows of B or C: where the first one is, and how far apart they are. */
+INLINE const real *rows_of(real *buffer, const Block *k, const Sequence *x, int64_t t0, int64_t steps, int64_t *step) {
+    const Scan *s = k->scan;
+    *step = k->states;
+    if (x->dtype == REAL && s->states == k->states) {
+        *step = x->step;
+        return (const real *)x->data + k->row * x->row + t0 * x->step;
+    }
+    for (int64_t t = 0; t < steps; t++)
+        load_row(buffer + t * k->states, x->data, (int)x->dtype, k->row * x->row + (t0 + t) * x->step, s->states);
+    return buffer;
 }
 
 /* Load steps t0 … t0 + steps, and make what the recurrence needs of them; `keep` also what the backward pass does. */
@@ -254,18 +310,23 @@ INLINE void load_steps(Block *k, int64_t t0, int64_t steps, const int keep) {
     real u_buffer[BLOCK], delta_buffer[BLOCK];
     ivec inside[TILES];
     for (int tile = 0; tile < k->tiles; tile++) inside[tile] = (ivec){0} - 1;
+    k->B = rows_of(k->B_rows, k, &s->B, t0, steps, &k->B_step);
+    k->C = rows_of(k->C_rows, k, &s->C, t0, steps, &k->C_step);
     for (int64_t t = 0; t < steps; t++) {
-        load_row(k->B + t * k->states, s->B.data, (int)s->B.dtype, k->row * s->B.row + (t0 + t) * s->B.step, s->states);
-        load_row(k->C + t * k->states, s->C.data, (int)s->C.dtype, k->row * s->C.row + (t0 + t) * s->C.step, s->states);
         const real *u_step = step_of(u_buffer, k, &s->u, t0 + t), *delta = step_of(delta_buffer, k, &s->delta, t0 + t);
         for (int tile = 0; tile < k->tiles; tile++) {
             const int i = tile * LANES;
-            vec u = load(u_step + i), raw = load(delta + i) + load(k->bias + i), dt = s->softplus ? softplus(raw) : raw;
+            vec u = load(u_step + i), raw = load(delta + i) + load(k->bias + i), dt = raw, slope = broadcast(1);
+            if (s->softplus) {
+                const vec e = fall(raw);
+                dt = softplus_of_fall(raw, e);
+                if (keep) slope = slope_of_fall(raw, e);
+            }
             inside[tile] &= magnitude(dt) * load(k->fastest + i) <= DECAY_RANGE;
             store(at(k->dt, tile, t), dt);
             store(at(k->du, tile, t), dt * u);
             store(at(k->y, tile, t), u * load(k->D + i));
-            if (keep) store(at(k->raw, tile, t), raw);
+            if (keep) store(at(k->slope, tile, t), slope);
             if (keep) store(at(k->u, tile, t), u);
         }
     }
