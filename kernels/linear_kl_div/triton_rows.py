@@ -94,5 +94,5 @@ def run(
     """The loss, and the gradients of the four tensors in their order, in the accumulation dtype."""
     tensors = (student_hidden, student_weight, teacher_hidden, teacher_weight)
     heads, tokens = heads_and_tokens(*tensors, mask, wants)
-    options = {"scale": 1 / temperature, "factor": temperature**2, "chunk_size": chunk_size}
-    return chunked_mean(heads, tokens, forward_kl, whole_chunks=True, **options)
+    scale, factor = 1 / temperature, temperature**2
+    return chunked_mean(heads, tokens, forward_kl, scale=scale, factor=factor, chunk_size=chunk_size, whole_chunks=True)
