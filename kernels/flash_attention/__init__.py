@@ -12,6 +12,7 @@ from neural_layers.kernels.flash_attention.fused import flash_attention_fused
 from neural_layers.kernels.flash_attention.native import native_avoid, native_obstacle
 from neural_layers.kernels.flash_attention.reference import flash_attention_reference, reference_obstacle
 from neural_layers.kernels.flash_attention.sdpa import flash_attention_sdpa, sdpa_avoid, sdpa_obstacle
+from neural_layers.kernels.flash_attention.triton_choice import triton_avoid, triton_obstacle
 
 
 def _check(
@@ -97,6 +98,7 @@ _OP = Op(
             missing=c_library.MISSING,
             describe=c_library.describe,
         ),
+        Backend("triton", partial(flash_attention_fused, implementation="triton"), triton_obstacle, triton_avoid),
         Backend("sdpa", flash_attention_sdpa, sdpa_obstacle, sdpa_avoid),
         Backend("torch", partial(flash_attention_fused, implementation="torch")),
         Backend("reference", flash_attention_reference, reference_obstacle),
@@ -148,8 +150,9 @@ def flash_attention(
         The other backends have no such blocks, and refuse it
 
     Scores and sums are kept in float32 for half inputs, in the dtype of q otherwise. Returns (B, T, H, V) in that of q.
-    Backends `native` and `torch` differentiate once (a second derivative raises NotImplementedError), `reference` to
-    any order. The result of `native` does not depend on the number of threads.
+    Backends `native`, `triton` and `torch` differentiate once (a second derivative raises NotImplementedError),
+    `reference` to any order. The result of `native` does not depend on the number of threads, and `triton` gives the
+    same bits each time; `scale` and `softcap` are constants of its kernels, which each new value compiles again.
 
     Raises ValueError for shapes that do not fit, H not a multiple of G, seq_idx with S < T, or a window, softcap,
     dropout_p or chunk_size out of range; TypeError for a wrong dtype; BackendError for a backend that cannot run.

@@ -16,11 +16,16 @@ from torch import Tensor
 from neural_layers.kernels.arguments import accumulation_dtype
 from neural_layers.kernels.c_library import autograd_alone, differentiable, unwatched
 from neural_layers.kernels.flash_attention import native, pytorch
+from neural_layers.kernels.triton_support import deferred
 
 # name → (forward(the op's arguments) → out, lse;  backward(grad, out, lse, the op's arguments, slopes_need_grad) →
 # the gradients), where lse is the log-sum-exp of each row (B·G, T·M) in units of ln 2, +inf for a row without keys
 IMPLEMENTATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "native": (native.forward, native.backward),
+    "triton": (
+        deferred("flash_attention.triton_forward", "forward"),
+        deferred("flash_attention.triton_backward", "backward"),
+    ),
     "torch": (pytorch.forward, pytorch.backward),
 }
 

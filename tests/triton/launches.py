@@ -165,7 +165,15 @@ def _selective_scan() -> Iterator[Launch]:
 def _selective_scan_step() -> Iterator[Launch]:
     from neural_layers.kernels.selective_scan_step.triton_step import step
 
-    for name, batch, width, states in (("bf16", 1, 4096, 16), ("bf16", 64, 4096, 16), ("fp64", 8, 1536, 64)):
+    for name, batch, width, states in (
+        ("bf16", 1, 4096, 16),
+        ("bf16", 64, 4096, 16),
+        ("bf16", 64, 4096, 256),
+        ("fp32", 64, 4096, 16),
+        ("fp32", 8, 1536, 64),
+        ("fp64", 8, 1536, 64),
+        ("fp64", 8, 1536, 256),
+    ):
         u, A = meta(batch, width, dtype=DTYPES[name]), meta(width, states, dtype=torch.float32)
         state, B = meta(batch, width, states, dtype=torch.float32), meta(batch, states, dtype=DTYPES[name])
         arguments = (state, u, u, A, B, B, A[:, 0], u, A[:, 0], True)
@@ -181,7 +189,7 @@ def _ssd_scan() -> Iterator[Launch]:
     from neural_layers.kernels.ssd_scan.triton_backward import backward
     from neural_layers.kernels.ssd_scan.triton_forward import forward
 
-    def run(x: Tensor, groups: int, states: int, bare: bool, documents: bool, chunk: int, train: bool = True) -> None:
+    def run(x: Tensor, groups: int, states: int, bare: bool, documents: bool, chunk: int) -> None:
         batch, length, heads, width = x.shape
         dt, A = meta(batch, length, heads, dtype=x.dtype), meta(heads, dtype=torch.float32)
         B = C = meta(batch, length, groups, states, dtype=x.dtype)
@@ -189,9 +197,8 @@ def _ssd_scan() -> Iterator[Launch]:
         seq_idx = meta(batch, length, dtype=torch.int32) if documents else None
         optional = (None, None, None) if bare else (A, x, A)
         inputs = (x, dt, A, B, C, *optional, state, seq_idx, True, chunk)
-        y, final, kept = forward(*inputs, train)
-        if train:
-            backward(y, final if documents else None, kept, *inputs)
+        y, final, kept = forward(*inputs, True)
+        backward(y, final if documents else None, kept, *inputs)
 
     for name, batch, length, heads, width, groups, states, bare, documents, chunk in (
         ("bf16", 1, 8192, 64, 64, 1, 128, False, False, 64),
@@ -208,10 +215,49 @@ def _ssd_scan() -> Iterator[Launch]:
             "ssd_scan",
             f"{name} {batch}×{length}×{heads}×{width}, {states} states{' bare' * bare}{' with documents' * documents}",
             lambda x=x, rest=rest: run(x, *rest),
+            quick=(name, length) == ("bf16", 8192),
         )
-    x = meta(1, 8192, 64, 64, dtype=torch.bfloat16)
-    name = "bf16 1×8192×64×64, 128 states forward"
-    yield Launch("ssd_scan", name, lambda: run(x, 1, 128, False, False, 64, False), quick=True)
+
+
+def _flash_attention() -> Iterator[Launch]:
+    from neural_layers.kernels.flash_attention.triton_backward import backward
+    from neural_layers.kernels.flash_attention.triton_forward import forward
+
+    def run(sizes: tuple[int, ...], dtype: torch.dtype, options: dict[str, Any], train: bool) -> None:
+        B, T, S, H, G, K = sizes
+        q, k = meta(B, T, H, K, dtype=dtype), meta(B, S, G, K, dtype=dtype)
+        slopes, sinks = (meta(H, dtype=torch.float32) if options.get(x) else None for x in ("alibi", "sinks"))
+        mask = meta(B, S, dtype=torch.bool) if options.get("mask") else None
+        seq_idx = meta(B, S, dtype=torch.int32) if options.get("packed") else None
+        numbers = (None, options.get("causal", True), options.get("window"), K**-0.5, options.get("softcap"), 0.0, None)
+        arguments = (q, k, k, slopes, sinks, mask, seq_idx, *numbers)
+        out, lse = forward(*arguments)
+        if train:
+            backward(out, out, lse, *arguments, slopes is not None)
+
+    long = (4, 4096, 4096, 32, 8, 128)
+    for name, sizes, options in (
+        ("bf16", long, {"window": 1024}),
+        ("bf16", long, {"alibi": True}),
+        ("bf16", long, {"packed": True}),
+        ("bf16", long, {"softcap": 50.0}),
+        ("bf16", long, {"sinks": True, "window": 128}),
+        ("bf16", long, {"mask": True, "causal": False}),
+        ("bf16", (4, 2048, 2048, 24, 24, 64), {"window": 1024}),
+        ("bf16", (2, 2048, 2048, 8, 2, 256), {"softcap": 50.0, "window": 1024}),
+        ("fp16", (4, 2048, 2048, 32, 8, 128), {"alibi": True, "sinks": True, "softcap": 30.0, "packed": True}),
+        ("fp32", (4, 2048, 2048, 32, 8, 128), {"window": 1024}),
+        ("fp32", (4, 2048, 2048, 24, 24, 64), {"alibi": True, "softcap": 30.0}),
+        ("fp64", (1, 512, 512, 4, 4, 64), {"alibi": True, "sinks": True}),
+    ):
+        shape = "×".join(map(str, sizes))
+        told = ", ".join(key if value is True else f"{key} {value}" for key, value in options.items())
+        rest = (sizes, DTYPES[name], options, True)
+        yield Launch("flash_attention", f"{name} {shape}, {told}", lambda rest=rest: run(*rest))
+    rest = ((4, 2048, 2048, 24, 24, 64), torch.bfloat16, {"window": 1024}, False)
+    yield Launch("flash_attention", "bf16 4×2048×24×64, window 1024 forward", lambda: run(*rest), quick=True)
+    rest_of_step = ((8, 1, 4096, 32, 8, 128), torch.bfloat16, {"window": 1024}, False)
+    yield Launch("flash_attention", "bf16 8×1×4096, decoding", lambda: run(*rest_of_step))
 
 
 def _four_bit_weight(
@@ -317,6 +363,7 @@ OPS: tuple[Callable[[], Iterator[Launch]], ...] = (
     _selective_scan,
     _selective_scan_step,
     _ssd_scan,
+    _flash_attention,
     _dequantize_4bit,
     _linear_4bit,
     _linear_kl_div,
