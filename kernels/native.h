@@ -48,7 +48,7 @@ typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
 typedef integer ivec __attribute__((vector_size(VECTOR_BYTES)));
 typedef real vec_at __attribute__((vector_size(VECTOR_BYTES), aligned(1), may_alias));
 
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -247,22 +247,32 @@ static __attribute__((unused)) void expect_writes(void *data, int64_t bytes) {
 #endif
 }
 
-/* Write a register past the caches, which reads no line that is overwritten as a whole; `to` is aligned to the register.
-For results that are larger than the caches. What was streamed is seen by others after `finish_streams`. */
+/* Float results of so many bytes are written past the caches, which they would fill: a line that is overwritten as a
+whole need not be read before. Others see them after `end_stream`. */
+enum { STREAM_FROM = 1 << 22 };
+
+/* A register past the caches; the address is a multiple of its size. */
 INLINE void stream(real *to, vec x) {
-#if defined(__AVX512F__) && defined(REAL_DOUBLE)
-    _mm512_stream_pd(to, (__m512d)x);
-#elif defined(__AVX512F__)
-    _mm512_stream_ps(to, (__m512)x);
-#elif defined(__AVX2__) && !defined(REAL_DOUBLE)
-    _mm256_stream_ps(to, (__m256)x);
+#if defined(__AVX512F__)
+    _mm512_stream_si512((__m512i *)to, (__m512i)x);
+#elif defined(__AVX2__)
+    _mm256_stream_si256((__m256i *)to, (__m256i)x);
+#elif defined(__SSE2__)
+    _mm_stream_si128((__m128i *)to, (__m128i)x);
 #else
     store(to, x);
 #endif
 }
 
-INLINE void finish_streams(void) {
-#if defined(__AVX512F__) || defined(__AVX2__)
+/* `count` elements past the caches; the address is a multiple of 64. */
+INLINE void stream_row(real *to, const real *from, int64_t count) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) stream(to + i, load(from + i));
+    memcpy(to + i, from + i, (size_t)(count - i) * sizeof(real));
+}
+
+INLINE void end_stream(void) {
+#if defined(__SSE2__)
     _mm_sfence();
 #endif
 }

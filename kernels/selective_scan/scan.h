@@ -196,7 +196,7 @@ static Block *open_block(const Scan *s, int64_t index) {
 }
 
 static void close_block(Block *k) {
-    finish_streams();
+    end_stream();
     free(k->rates);
     free(k->state);
     free(k->B_rows);
@@ -269,7 +269,7 @@ static void expect_result(const Scan *s, const Sequence *x) {
 /* Whether a result is written past the caches: whole registers of one too large for them. */
 static int is_streamed(const Scan *s, const Sequence *x) {
     const int64_t rows = ((uintptr_t)x->data / sizeof(real)) | (uint64_t)x->row | (uint64_t)x->step | (uint64_t)s->width;
-    return x->dtype == REAL && rows % LANES == 0 && s->batch * s->length * s->width >= 1 << 20;
+    return x->dtype == REAL && rows % LANES == 0 && s->batch * s->length * s->width * (int64_t)sizeof(real) >= STREAM_FROM;
 }
 
 /* Where a step of a result is made: in place, or in `buffer`, from which `finish` stores it. */

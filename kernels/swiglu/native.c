@@ -9,17 +9,10 @@ Bound by memory: forward reads 2 elements and writes 1, backward reads 3 and wri
 
 #include "native.h"
 
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
-
 enum { SILU = 0, GELU_TANH = 1, GELU_ERF = 2 };
 
 /* Elements to a task, and to a step within it, whose buffers stay in the first cache. */
 enum { BLOCK = 1 << 16, STEP = 1024 };
-
-/* Results of so many bytes are written past the caches, which they would fill: a line need not be read before. */
-enum { STREAM_FROM = 1 << 23 };
 
 /* What kernels/swiglu/native.py packs. Element i stands at row i / width, column i % width; rows lie a stride apart.
 The results are contiguous. With `uniform` all elements of grad are its first. */
@@ -119,30 +112,6 @@ INLINE int64_t step_from(const Gate *g, int64_t element, int64_t end) {
     int64_t row = g->width == g->count ? STEP : g->width - element % g->width;
     int64_t count = end - element < STEP ? end - element : STEP;
     return row < count ? row : count;
-}
-
-/* `count` elements past the caches; both addresses are multiples of 64. */
-INLINE void stream_row(real *to, const real *from, int64_t count) {
-    int64_t i = 0;
-#if defined(__SSE2__)
-    for (; i + LANES <= count; i += LANES) {
-#if defined(__AVX512F__)
-        _mm512_stream_si512((__m512i *)(to + i), (__m512i)load(from + i));
-#elif defined(__AVX2__)
-        _mm256_stream_si256((__m256i *)(to + i), (__m256i)load(from + i));
-#else
-        _mm_stream_si128((__m128i *)(to + i), (__m128i)load(from + i));
-#endif
-    }
-#endif
-    memcpy(to + i, from + i, (size_t)(count - i) * sizeof(real));
-}
-
-/* Streamed stores become visible to other threads. */
-INLINE void end_stream(void) {
-#if defined(__SSE2__)
-    _mm_sfence();
-#endif
 }
 
 /* Whether a step's result is computed where it belongs, and need not be put there. */
