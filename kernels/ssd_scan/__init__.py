@@ -98,7 +98,8 @@ def ssd_scan(
                    and h is set to zero. A number that comes back later is a new document.
     chunk_size:    the number of tokens that are multiplied with one another at a time. It changes speed and memory,
                    and the result by rounding alone; `reference` goes token by token, whatever it is.
-    All floats may be float64 to float16, in any mixture. Arguments left out drop out of the formula.
+    All floats may be float64 to float16, in any mixture. Arguments left out drop out of the formula. The backend
+    `triton` takes a chunk_size of at most 64, heads of a width P of at most 128, and a state of N ≥ 1.
 
     Returns y (B, T, H, P) in the dtype of x; with `return_final_state` the pair of y and the last h (B, H, P, N), which
     is float64 where an argument is float64 and float32 otherwise, as are all sums. Both are differentiable, and the

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from neural_layers.kernels.arguments import accumulation_dtype, document_numbers
 from neural_layers.kernels.selective_scan_step.reference import SOFTPLUS_THRESHOLD
-from neural_layers.kernels.triton_support import LAUNCH, accumulator, on_device, rows
+from neural_layers.kernels.triton_support import LAUNCH, accumulator, on_device, rows, strides
 
 # The smallest side of a matrix product, and the most columns of one in a program.
 LEAST, COLUMNS = 16, 64
@@ -45,22 +45,45 @@ def all_finite(x):
 
 
 @triton.jit
-def dot_of_tokens(left, right, total, DOT: tl.constexpr, PRECISION: tl.constexpr):
-    """total + left @ right, where a 0 of `left` says that a token does not see another, not even its NaN or infinity.
+def finite(x):
+    """x with 0 in place of NaN and infinity, which in a product of matrices would reach what does not see them."""
+    return tl.where(x * 0.0 == 0.0, x, 0.0)
 
-    Only where the product is not finite, it is taken again without what is not finite, which is then said to be NaN
-    where it is seen.
+
+@triton.jit
+def spoil(out, right, mask, d, C: tl.constexpr, LATER: tl.constexpr):
+    """Store NaN at `out` where a token sees one whose row of `right` is not finite in that column.
+
+    It sees those of its document d that are not later, with LATER those that are not earlier. Products are taken of
+    `finite` factors, and this is called after them and after a barrier only where something was not finite: so the
+    registers are free, and the usual case has no second product.
     """
-    product = dot(left, right, total, DOT, PRECISION)
-    if not all_finite(product):
-        is_left = left * 0.0 == 0.0
-        is_right = right * 0.0 == 0.0
-        sees = (left != 0.0).to(total.dtype)
-        spoilt = dot(sees, tl.where(is_right, 0.0, 1.0).to(total.dtype), tl.zeros_like(total), DOT, PRECISION)
-        spoilt += tl.sum(tl.where(is_left, 0.0, 1.0), axis=1)[:, None].to(total.dtype)
-        product = dot(tl.where(is_left, left, 0.0), tl.where(is_right, right, 0.0), total, DOT, PRECISION)
-        product = tl.where(spoilt > 0.0, float("nan"), product)
-    return product
+    c = tl.arange(0, C)
+    for k in range(C):
+        spoilt = tl.sum(tl.where((c == k)[:, None] & (right * 0.0 != 0.0), 1, 0), axis=0) > 0
+        of_document = d == tl.sum(tl.where(c == k, d, 0), axis=0)
+        sees = of_document & (c <= k) if LATER else of_document & (c >= k)
+        tl.store(out, float("nan"), mask & sees[:, None] & spoilt[None, :])
+
+
+@triton.jit
+def dot_of_rows(
+    left, right, exists, N: tl.constexpr, C: tl.constexpr, NS: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """left @ rightᵀ, of the rows of length N to which these point.
+
+    One product to a loop: of products that share a factor Triton gives an Ampere GPU's the rows to the warps, and of 64
+    rows to 8 warps each twice, for twice the registers.
+    """
+    total = tl.zeros([C, C], ACC)
+    for first in range(0, N, NS):
+        n = first + tl.arange(0, NS)
+        mask = exists[:, None] & (n < N)[None, :]
+        left_CN = tl.load(left + n[None, :], mask, other=0.0).to(ACC)
+        right_CN = tl.load(right + n[None, :], mask, other=0.0).to(ACC)
+        total = dot(left_CN, tl.trans(right_CN), total, DOT, PRECISION)
+    return total
 
 
 @triton.jit
@@ -148,12 +171,13 @@ def _pass_states(
 
 @triton.jit
 def _chunk_outputs(
-    x, delta, sums, documents, B, C, D, z, states, y, length, heads, groups, chunks,
-    x_B, x_T, x_H, B_B, B_T, B_G, C_B, C_T, C_G, z_B, z_T, z_H,
+    x, delta, sums, documents, B, C, D, z, grad_y, states, y, length, heads, groups, chunks,
+    x_B, x_T, x_H, B_B, B_T, B_G, C_B, C_T, C_G, z_B, z_T, z_H, y_B, y_T, y_H,
     P: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr, CS: tl.constexpr, PS: tl.constexpr, NS: tl.constexpr,
-    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_GRADIENT: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The outputs of one chunk and head, PS columns of them.
+    """The outputs of one chunk and head, PS columns of them; or given the gradient of the outputs, that of z.
 
     Reads x, z, B, C and the state, writes y: 6·P + 4·N bytes a token and head in bfloat16 and 4·P·N/CHUNK, for
     2·(CHUNK·N + CHUNK·P + N·P) operations. B, C come from the L2 cache for all heads of a group but one.
@@ -167,34 +191,41 @@ def _chunk_outputs(
     p = tl.program_id(1) * PS + tl.arange(0, PS)
     p_mask = p < P
     states += ((j * (tl.num_programs(0) // chunks // heads) + b) * heads + h) * P * N
-    scores = tl.zeros([CS, CS], ACC)
+    B += b * B_B + t[:, None] * B_T + g * B_G
+    C += b * C_B + t[:, None] * C_T + g * C_G
+    scores = dot_of_rows(C, B, exists, N, CS, NS, ACC, DOT, PRECISION)
     total = tl.zeros([CS, PS], ACC)
     continues = exists & (d == d_before)
     for first in range(0, N, NS):
         n = first + tl.arange(0, NS)
-        mask = exists[:, None] & (n < N)[None, :]
-        C_CN = tl.load(C + b * C_B + t[:, None] * C_T + g * C_G + n[None, :], mask, other=0.0).to(ACC)
-        B_NC = tl.load(
-            B + b * B_B + t[None, :] * B_T + g * B_G + n[:, None], exists[None, :] & (n < N)[:, None], other=0.0
-        ).to(ACC)
+        C_CN = tl.load(C + n[None, :], exists[:, None] & (n < N)[None, :], other=0.0).to(ACC)
         state_NP = tl.load(states + p[None, :] * N + n[:, None], (n < N)[:, None] & p_mask[None, :], other=0.0)
-        scores = dot(C_CN, B_NC, scores, DOT, PRECISION)
         total = dot(C_CN, state_NP, total, DOT, PRECISION)
     # Fills, not products with 0: the document before may have left NaN or inf.
     total = tl.where(continues[:, None], total * decay(s, continues, ACC)[:, None], 0.0)
     c = tl.arange(0, CS)
-    sees = (c[:, None] >= c[None, :]) & (d[:, None] == d[None, :]) & exists[None, :]
+    # Tokens that do not exist are in a document of their own.
+    sees = (c[:, None] >= c[None, :]) & (d[:, None] == d[None, :])
     delta_C = tl.load(delta + (b * length + t) * heads + h, exists, other=0.0)
     weights = tl.where(sees, scores * decay(s[:, None] - s[None, :], sees, ACC) * delta_C[None, :], 0.0)
     mask = exists[:, None] & p_mask[None, :]
     x_CP = tl.load(x + b * x_B + t[:, None] * x_T + h * x_H + p[None, :], mask, other=0.0).to(ACC)
-    total = dot_of_tokens(weights, x_CP, total, DOT, PRECISION)
+    total = dot(weights, finite(x_CP), total, DOT, PRECISION)
     if HAS_D:
         total += tl.load(D + h).to(ACC) * x_CP
     if HAS_Z:
         z_CP = tl.load(z + b * z_B + t[:, None] * z_T + h * z_H + p[None, :], mask, other=0.0).to(ACC)
-        total = total * (z_CP * tl.sigmoid(z_CP))
-    tl.store(y + ((b * length + t[:, None]) * heads + h) * P + p[None, :], total, mask)
+        gate = tl.sigmoid(z_CP)
+        if HAS_GRADIENT:
+            grad = tl.load(grad_y + b * y_B + t[:, None] * y_T + h * y_H + p[None, :], mask, other=0.0).to(ACC)
+            total = total * grad * gate * (1 + z_CP * (1 - gate))
+        else:
+            total = total * (z_CP * gate)
+    y += ((b * length + t[:, None]) * heads + h) * P + p[None, :]
+    tl.store(y, total, mask)
+    if not all_finite(x_CP):
+        tl.debug_barrier()
+        spoil(y, x_CP, mask, d, CS, False)
 
 
 @dataclass
@@ -263,27 +294,19 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the final state, and where they are kept the states before each chunk and the final one."""
     dtype = accumulation_dtype(x, dt, A, B, C, D, z, dt_bias, initial_state)
-    (batch, length, heads, width), (groups, states_size) = x.shape, B.shape[2:]
+    (batch, length, heads, width), states_size = x.shape, B.shape[3]
     y, final = x.new_empty(x.shape), x.new_empty(batch, heads, width, states_size, dtype=dtype)
-    chunks = triton.cdiv(length, chunk_size)
-    states = final.new_empty(chunks + 1, *final.shape)
+    states = final.new_empty(triton.cdiv(length, chunk_size) + 1, *final.shape)
     if length == 0 or y.numel() == 0:
         final.zero_() if initial_state is None else final.copy_(initial_state)
         return y, final, states.copy_(final) if keep_states else states[:0].clone()
     s = steps(x, dt, A, B, C, dt_bias, seq_idx, dt_softplus, chunk_size, dtype)
     x, B, C, z = rows(x), rows(B), rows(C), rows(z)
-    D = None if D is None else D.contiguous()
     with on_device(x):
-        block_p, block_n = block(width), block(states_size)
         if final.numel():
             chunk_states(s, x, B, states, chunk_size)
             pass_states(s, states, initial_state, final, chunk_size, reverse=False)
-        _chunk_outputs[(batch * heads * chunks, triton.cdiv(width, block_p))](
-            x, s.delta, s.sums, s.documents, B, C, D, x if z is None else z, states, y, length, heads, groups, chunks,
-            *x.stride()[:3], *B.stride()[:3], *C.stride()[:3], *(x if z is None else z).stride()[:3],
-            width, states_size, chunk_size, s.padded, block_p, min(32, block_n), D is not None, z is not None,
-            s.acc, s.dot, s.precision, num_warps=4 if s.padded <= 64 else 8, **LAUNCH,
-        )  # fmt: skip
+        chunk_outputs(s, x, B, C, D, z, None, states, y, chunk_size)
     if keep_states:
         states[-1] = final
     return y, final, states if keep_states else states.new_empty(0, *final.shape)
@@ -312,6 +335,36 @@ def pass_states(
     )  # fmt: skip
 
 
+def chunk_outputs(
+    s: Steps,
+    x: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    grad_y: Tensor | None,
+    states: Tensor,
+    out: Tensor,
+    chunk_size: int,
+) -> None:
+    """Write the outputs, or where their gradient is given that of z."""
+    (batch, length, heads, width), (groups, size) = x.shape, B.shape[2:]
+    block_p, block_n = output_block(s, width), block(size)
+    _chunk_outputs[(batch * heads * s.chunks, triton.cdiv(width, block_p))](
+        x, s.delta, s.sums, s.documents, B, C, None if D is None else D.contiguous(), x if z is None else z,
+        x if grad_y is None else grad_y, states, out, length, heads, groups, s.chunks,
+        *x.stride()[:3], *B.stride()[:3], *C.stride()[:3], *strides(z, 3), *strides(grad_y, 3),
+        width, size, chunk_size, s.padded, block_p, min(32, block_n), D is not None, z is not None, grad_y is not None,
+        s.acc, s.dot, s.precision, num_warps=8, **LAUNCH,
+    )  # fmt: skip
+
+
 def block(size: int) -> int:
     """Columns of a program's matrix."""
     return max(LEAST, min(COLUMNS, triton.next_power_of_2(max(size, 1))))
+
+
+def output_block(s: Steps, width: int) -> int:
+    """Columns of a program that multiplies tokens with one another; without tensor cores its factors take registers."""
+    exact = s.precision == "ieee" and s.dot != tl.bfloat16
+    return min(32, block(width)) if exact else block(width)

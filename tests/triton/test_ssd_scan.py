@@ -44,7 +44,7 @@ full_scan = partial(ssd_scan, dt_softplus=True, return_final_state=True)
 
 
 @pytest.mark.parametrize("contiguous", [True, False])
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1, 1), (2, 12, 1, 5, 1, 3), (0, 3, 2, 2, 1, 2), (1, 9, 2, 17, 2, 33)])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1, 1), (2, 19, 4, 5, 2, 3), (0, 3, 2, 2, 1, 2), (1, 16, 2, 17, 2, 33)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_kernels_match_the_reference_in_value_and_gradient(device, dtype, shape, contiguous, poisoned_memory) -> None:
     arguments = make_arguments(*shape)
@@ -102,14 +102,15 @@ def test_length_zero_returns_the_initial_state_and_its_gradient(device) -> None:
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["x", "B", "C"])
-def test_nan_and_inf_reach_no_earlier_token_and_no_other_document(device, name, value) -> None:
+@pytest.mark.parametrize(("name", "end"), [("x", 11), ("B", 11), ("C", 11), ("x", 18), ("C", 18)])
+def test_nan_and_inf_reach_no_earlier_token_and_no_other_document(device, name, end, value) -> None:
+    """Also where the document ends within a later chunk, so that the state before that chunk is spoilt."""
     arguments = make_arguments(1, 20, 1, 3, 1, 4, leave_out=("z",))
     arguments[name][0, 6, 0, 1] = value
     arguments = {k: v.to(device).requires_grad_() for k, v in arguments.items()}
     seq_idx = torch.zeros(1, 20, dtype=torch.int64, device=device)
     seq_idx[0, 3:] = 1
-    seq_idx[0, 11:] = 2
+    seq_idx[0, end:] = 2
     results = []
     for backend in ("triton", "reference"):
         y, state = full_scan(**arguments, seq_idx=seq_idx, chunk_size=16, backend=backend)

@@ -18,6 +18,7 @@ from tests.check_types import ROOT
 X, WEIGHT = torch.ones(2, 3), torch.ones(3)
 OPS = ["rms_norm", "swiglu", "geglu", "apply_rotary", "causal_conv1d"]
 OPS += ["dequantize_4bit", "linear_4bit", "linear_kl_div", "linear_cross_entropy"]
+OPS += ["selective_scan", "selective_scan_step", "ssd_scan"]
 
 
 def run_python(code: str, **environment: str) -> str:
