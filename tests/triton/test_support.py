@@ -18,7 +18,7 @@ from tests.check_types import ROOT
 X, WEIGHT = torch.ones(2, 3), torch.ones(3)
 OPS = ["rms_norm", "swiglu", "geglu", "apply_rotary", "causal_conv1d"]
 OPS += ["dequantize_4bit", "linear_4bit", "linear_kl_div", "linear_cross_entropy"]
-OPS += ["selective_scan", "selective_scan_step", "ssd_scan"]
+OPS += ["selective_scan", "selective_scan_step", "ssd_scan", "flash_attention"]
 
 
 def run_python(code: str, **environment: str) -> str:
@@ -76,7 +76,8 @@ def test_triton_stands_behind_native_and_before_torch(op) -> None:
     from neural_layers.kernels.dispatch import OPS as registered
 
     names = [backend.name for backend in registered[op].backends]
-    assert names == [name for name in ("native", "native_int8", "triton", "torch", "reference") if name in names]
+    order = "native", "native_int8", "triton", "sdpa", "torch", "reference"
+    assert names == [name for name in order if name in names]
     assert "triton" in names
 
 
