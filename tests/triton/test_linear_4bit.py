@@ -15,10 +15,10 @@ from tests.tolerances import FORWARD, GRADIENT
 from tests.triton.checks import on
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-# (outputs, inputs, block_size): several tiles, blocks longer than a tile and than a row, more than one step of the
-# kernel for few rows, blocks that straddle rows (by 4 weights, and by 1: odd rows), and weights of nothing.
+# (outputs, inputs, block_size): several tiles and nested blocks, blocks longer than a tile and than a row, more than one
+# step of the kernel for few rows, blocks that straddle rows (by 4 weights, and by 1: odd rows), weights of nothing.
 WEIGHTS = [
-    (70, 96, 32), (5, 256, 256), (3, 128, 4096), (2, 1040, 64), (9, 140, 64), (5, 77, 32), (1, 1, 64), (4, 0, 64),
+    (90, 96, 32), (5, 256, 256), (3, 128, 4096), (2, 1040, 64), (9, 140, 64), (5, 77, 32), (1, 1, 64), (4, 0, 64),
     (0, 8, 64),
 ]  # fmt: skip
 
@@ -29,7 +29,7 @@ def quantized_of(outputs: int, inputs: int, block_size: int = 64, *, seed: int =
 
 
 @pytest.mark.parametrize("double_quant", [False, True])
-@pytest.mark.parametrize("shape", [(64, 64), (7,), (), (33, 65), (5, 3, 11), (0, 4), (70, 128)])
+@pytest.mark.parametrize("shape", [(64, 64), (7,), (), (33, 65), (5, 3, 11), (0, 4), (140, 128)])
 @pytest.mark.parametrize("quant_type", sorted(CODES))
 def test_dequantized_weights_are_those_of_the_reference_in_every_bit(
     device, quant_type, shape, double_quant, poisoned_memory
@@ -82,16 +82,16 @@ def test_kernels_match_the_reference_in_value_and_gradient(device, contiguous, d
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_every_layout_of_the_weight_and_number_of_rows_matches(device, dtype, weight, poisoned_memory) -> None:
-    # What the kernel for few rows takes and the least more, and two blocks of rows.
-    assert_matches_exact_weight(device, quantized_of(*weight), dtype, (0, 1, 5, 19))
+    # What the kernel for few rows takes, the least more, and two blocks of rows.
+    assert_matches_exact_weight(device, quantized_of(*weight), dtype, (1, 19))
     if weight[0] * weight[1]:
         quantized = quantized_of(*weight, double_quant=True, quant_type="fp4")
-        assert_matches_exact_weight(device, quantized, dtype, (2, 4))
+        assert_matches_exact_weight(device, quantized, dtype, (4, 5))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_many_rows_match(device, dtype, poisoned_memory) -> None:
-    assert_matches_exact_weight(device, quantized_of(70, 96, double_quant=True), dtype, (33, 70, 130))
+    assert_matches_exact_weight(device, quantized_of(70, 96, double_quant=True), dtype, (33, 130))
 
 
 def assert_matches_exact_weight(device: str, quantized: Quantized4bit, dtype: torch.dtype, counts: tuple[int, ...]):
