@@ -15,8 +15,8 @@ from tests.tolerances import FORWARD, GRADIENT
 from tests.triton.checks import on
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-# (outputs, inputs, block_size): several tiles and nested blocks, blocks longer than a tile and than a row, more than one
-# step of the kernel for few rows, blocks that straddle rows (by 4 weights, and by 1: odd rows), weights of nothing.
+# (outputs, inputs, block_size): several tiles and nested blocks, blocks longer than a tile and than a row, more than
+# one step of the kernel for few rows, blocks that straddle rows (by 4 weights, and by 1: odd rows), weights of nothing.
 WEIGHTS = [
     (90, 96, 32), (5, 256, 256), (3, 128, 4096), (2, 1040, 64), (9, 140, 64), (5, 77, 32), (1, 1, 64), (4, 0, 64),
     (0, 8, 64),
