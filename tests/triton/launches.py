@@ -219,6 +219,47 @@ def _ssd_scan() -> Iterator[Launch]:
         )
 
 
+def _flash_attention() -> Iterator[Launch]:
+    from neural_layers.kernels.flash_attention.triton_backward import backward
+    from neural_layers.kernels.flash_attention.triton_forward import forward
+
+    def run(sizes: tuple[int, ...], dtype: torch.dtype, options: dict[str, Any], train: bool) -> None:
+        B, T, S, H, G, K = sizes
+        q, k = meta(B, T, H, K, dtype=dtype), meta(B, S, G, K, dtype=dtype)
+        slopes, sinks = (meta(H, dtype=torch.float32) if options.get(x) else None for x in ("alibi", "sinks"))
+        mask = meta(B, S, dtype=torch.bool) if options.get("mask") else None
+        seq_idx = meta(B, S, dtype=torch.int32) if options.get("packed") else None
+        numbers = (None, options.get("causal", True), options.get("window"), K**-0.5, options.get("softcap"), 0.0, None)
+        arguments = (q, k, k, slopes, sinks, mask, seq_idx, *numbers)
+        out, lse = forward(*arguments)
+        if train:
+            backward(out, out, lse, *arguments, slopes is not None)
+
+    long = (4, 4096, 4096, 32, 8, 128)
+    for name, sizes, options in (
+        ("bf16", long, {"window": 1024}),
+        ("bf16", long, {"alibi": True}),
+        ("bf16", long, {"packed": True}),
+        ("bf16", long, {"softcap": 50.0}),
+        ("bf16", long, {"sinks": True, "window": 128}),
+        ("bf16", long, {"mask": True, "causal": False}),
+        ("bf16", (4, 2048, 2048, 24, 24, 64), {"window": 1024}),
+        ("bf16", (2, 2048, 2048, 8, 2, 256), {"softcap": 50.0, "window": 1024}),
+        ("fp16", (4, 2048, 2048, 32, 8, 128), {"alibi": True, "sinks": True, "softcap": 30.0, "packed": True}),
+        ("fp32", (4, 2048, 2048, 32, 8, 128), {"window": 1024}),
+        ("fp32", (4, 2048, 2048, 24, 24, 64), {"alibi": True, "softcap": 30.0}),
+        ("fp64", (1, 512, 512, 4, 4, 64), {"alibi": True, "sinks": True}),
+    ):
+        shape = "×".join(map(str, sizes))
+        told = ", ".join(key if value is True else f"{key} {value}" for key, value in options.items())
+        rest = (sizes, DTYPES[name], options, True)
+        yield Launch("flash_attention", f"{name} {shape}, {told}", lambda rest=rest: run(*rest))
+    rest = ((4, 2048, 2048, 24, 24, 64), torch.bfloat16, {"window": 1024}, False)
+    yield Launch("flash_attention", "bf16 4×2048×24×64, window 1024 forward", lambda: run(*rest), quick=True)
+    rest_of_step = ((8, 1, 4096, 32, 8, 128), torch.bfloat16, {"window": 1024}, False)
+    yield Launch("flash_attention", "bf16 8×1×4096, decoding", lambda: run(*rest_of_step))
+
+
 def _four_bit_weight(
     outputs: int, inputs: int, quant_type: str, double_quant: bool, dtype: torch.dtype
 ) -> Quantized4bit:
@@ -322,6 +363,7 @@ OPS: tuple[Callable[[], Iterator[Launch]], ...] = (
     _selective_scan,
     _selective_scan_step,
     _ssd_scan,
+    _flash_attention,
     _dequantize_4bit,
     _linear_4bit,
     _linear_kl_div,
