@@ -24,7 +24,10 @@ from torch.compiler import is_compiling
 from neural_layers.kernels.c_sources import digest, sources
 
 VARIANTS = ("avx512", "avx2", "baseline")
-_SLOWER = "on the CPU, scans, convolutions, norms, gates and 4-bit ops run on torch, 2 to 20 times slower"
+_SLOWER = (
+    "on the CPU, scans, convolutions, norms, gates, attention with windows, 4-bit ops and linear losses run on torch, "
+    "up to 20 times slower"
+)
 _NOT_BUILT = f"the C kernels are not built: gcc or clang was missing when neural_layers was installed; {_SLOWER}"
 _STALE = f"the C kernels were built from other sources than these; `make native` builds them again; {_SLOWER}"
 # The codes of kernels/native.h. The type of arithmetic itself is 0.

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neural_layers.kernels.causal_conv1d import causal_conv1d
 from neural_layers.kernels.selective_scan import selective_scan
 from neural_layers.kernels.selective_scan_step import selective_scan_step
+from neural_layers.recurrence import convolve, reset_step_bias
 
 
 class Mamba(nn.Module):
@@ -56,8 +56,7 @@ class Mamba(nn.Module):
         self.A_log.copy_(torch.arange(1, self.state_dim + 1, dtype=self.A_log.dtype).log().expand_as(self.A_log))
         self.D.fill_(1.0)
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-        step = torch.empty_like(self.dt_proj.bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
-        self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+        reset_step_bias(self.dt_proj.bias)
 
     def forward(
         self,
@@ -68,20 +67,8 @@ class Mamba(nn.Module):
         position_ids: Tensor | None = None,
         seq_idx: Tensor | None = None,
     ) -> Tensor:
-        kept_BT1 = _last_columns("attention_mask", attention_mask, x)
-        documents = _last_columns("seq_idx", seq_idx, x)
         u_BTE, z_BTE = self.in_proj(x).chunk(2, dim=-1)
-        if kept_BT1 is not None:
-            kept_BT1 = kept_BT1.bool().unsqueeze(-1)
-            u_BTE = u_BTE * kept_BT1
-        conv_state, state = self._previous(cache, u_BTE, seq_idx)
-        weight_EW = self.conv1d.weight.squeeze(1)
-        u_BTE = causal_conv1d(
-            u_BTE, weight_EW, self.conv1d.bias, activation="silu", initial_state=conv_state, seq_idx=documents
-        )
-        if kept_BT1 is not None:  # the convolution's bias has made padding nonzero again
-            u_BTE = u_BTE * kept_BT1
-
+        u_BTE, state, documents = convolve(self.conv1d, u_BTE, cache, attention_mask, seq_idx)
         dt_BTR, B_BTN, C_BTN = self.x_proj(u_BTE).split([self.dt_rank, self.state_dim, self.state_dim], dim=-1)
         delta_BTE, A_EN = self.dt_proj(dt_BTR), -self.A_log.exp()
         if x.shape[1] == 1 and state is not None:
@@ -105,48 +92,3 @@ class Mamba(nn.Module):
         if cache is not None:
             cache.update_recurrent_state(state)
         return self.out_proj(y_BTE)
-
-    def _previous(self, cache: Any, u_BTE: Tensor, seq_idx: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """The convolution's (B, W − 1, E) and the recurrence's (B, E, N) state before u, zeroed in rows where u starts
-        a new document; the convolution's is replaced in the cache by that after u."""
-        if cache is None:
-            return None, None
-        length, reach = u_BTE.shape[1], self.conv1d.kernel_size[0] - 1
-        is_filled, state = cache.has_previous_state[0], cache.recurrent_states[0]
-        # The old inputs are taken from what comes back, because transformers' layers overwrite theirs in place.
-        inputs_BET = cache.update_conv_state(u_BTE.transpose(1, 2), conv_kernel_size=reach)
-        if not is_filled:
-            return None, None
-        before = inputs_BET.shape[-1] - length
-        conv_state = inputs_BET[..., before - reach : before].transpose(1, 2)
-        if seq_idx is not None and length > 0:
-            same_BW = _same_document(seq_idx, length, reach)
-            conv_state = torch.where(same_BW.unsqueeze(-1)[:, 1:], conv_state, 0)
-            state = torch.where(same_BW[:, -1].view(-1, 1, 1), state, 0)
-        return conv_state, state
-
-
-def _same_document(seq_idx_BS: Tensor, length: int, reach: int) -> Tensor:
-    """Whether each of the reach + 1 tokens before the last `length` is of the first of these's document, (B, W)."""
-    before = seq_idx_BS.shape[1] - length
-    if before < 1:
-        raise ValueError(
-            f"seq_idx has shape {tuple(seq_idx_BS.shape)}; with a filled cache it needs a column for each token of the "
-            f"cache and of x (T={length}), so that a document's border between them shows"
-        )
-    near_BS = seq_idx_BS[:, max(before - reach - 1, 0) : before + 1]
-    # A document is a run of equal ids: one change in between, and all that lies before is another document's.
-    same_BS = (near_BS[:, :-1] == near_BS[:, 1:]).long().flip(1).cumprod(1).flip(1).bool()
-    return torch.nn.functional.pad(same_BS, (reach + 1 - same_BS.shape[1], 0), value=False)
-
-
-def _last_columns(name: str, mask: Tensor | None, x_BTD: Tensor) -> Tensor | None:
-    """The columns of `mask` that belong to x; raises ValueError where it does not cover x."""
-    if mask is None:
-        return None
-    if mask.ndim != 2 or mask.shape[0] != x_BTD.shape[0] or mask.shape[1] < x_BTD.shape[1]:
-        raise ValueError(
-            f"{name} has shape {tuple(mask.shape)}; expected (B, T) = {tuple(x_BTD.shape[:2])}, or one column more for "
-            "each token in the cache"
-        )
-    return mask[:, mask.shape[1] - x_BTD.shape[1] :]

@@ -4,16 +4,14 @@ Letters: B batch, T length, D width, E inner width, H heads, P head width, G gro
 P tokens seen where a cache is spoken of.
 """
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from neural_layers.kernels.causal_conv1d import causal_conv1d
 from neural_layers.kernels.rms_norm import rms_norm
 from neural_layers.kernels.ssd_scan import ssd_scan
-from neural_layers.mamba import _last_columns, _same_document
+from neural_layers.recurrence import convolve, reset_step_bias
 
 
 class GroupedRMSNorm(nn.Module):
@@ -95,8 +93,7 @@ class Mamba2(nn.Module):
         of Δ such that softplus(bias) is log-uniform in [0.001, 0.1]."""
         self.A_log.uniform_(1, 16).log_()
         self.D.fill_(1.0)
-        step = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
-        self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+        reset_step_bias(self.dt_bias)
 
     def forward(
         self,
@@ -107,22 +104,10 @@ class Mamba2(nn.Module):
         position_ids: Tensor | None = None,
         seq_idx: Tensor | None = None,
     ) -> Tensor:
-        kept_BT1 = _last_columns("attention_mask", attention_mask, x)
-        documents = _last_columns("seq_idx", seq_idx, x)
         z_BTE, inputs_BTE, dt_BTH = self.in_proj(x).split(
             [self.widths[0], sum(self.widths[1:4]), self.widths[4]], dim=-1
         )
-        if kept_BT1 is not None:
-            kept_BT1 = kept_BT1.bool().unsqueeze(-1)
-            inputs_BTE = inputs_BTE * kept_BT1
-        conv_state, state = self._previous(cache, inputs_BTE, seq_idx)
-        weight_EW = self.conv1d.weight.squeeze(1)
-        inputs_BTE = causal_conv1d(
-            inputs_BTE, weight_EW, self.conv1d.bias, activation="silu", initial_state=conv_state, seq_idx=documents
-        )
-        if kept_BT1 is not None:  # the convolution's bias has made padding nonzero again
-            inputs_BTE = inputs_BTE * kept_BT1
-
+        inputs_BTE, state, documents = convolve(self.conv1d, inputs_BTE, cache, attention_mask, seq_idx)
         x_BTE, B_BTE, C_BTE = inputs_BTE.split(self.widths[1:4], dim=-1)
         y_BTHP, state = ssd_scan(
             x_BTE.unflatten(-1, (-1, self.head_dim)),
@@ -141,22 +126,3 @@ class Mamba2(nn.Module):
         if cache is not None:
             cache.update_recurrent_state(state)
         return self.out_proj(self.norm(y_BTHP.flatten(2)))
-
-    def _previous(self, cache: Any, inputs_BTE: Tensor, seq_idx: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """The convolution's (B, W − 1, E) and the recurrence's (B, H, P, N) state before the inputs, zeroed in rows
-        where these start a new document; the convolution's is replaced in the cache by that after the inputs."""
-        if cache is None:
-            return None, None
-        length, reach = inputs_BTE.shape[1], self.conv1d.kernel_size[0] - 1
-        is_filled, state = cache.has_previous_state[0], cache.recurrent_states[0]
-        # The old inputs are taken from what comes back, because transformers' layers overwrite theirs in place.
-        seen_BET = cache.update_conv_state(inputs_BTE.transpose(1, 2), conv_kernel_size=reach)
-        if not is_filled:
-            return None, None
-        before = seen_BET.shape[-1] - length
-        conv_state = seen_BET[..., before - reach : before].transpose(1, 2)
-        if seq_idx is not None and length > 0:
-            same_BW = _same_document(seq_idx, length, reach)
-            conv_state = torch.where(same_BW.unsqueeze(-1)[:, 1:], conv_state, 0)
-            state = torch.where(same_BW[:, -1].view(-1, 1, 1, 1), state, 0)
-        return conv_state, state

@@ -7,6 +7,7 @@ import torch
 
 import neural_layers.attention
 import neural_layers.mamba
+import neural_layers.recurrence
 from neural_layers import GroupedQueryAttention, LayerCache, Mamba
 from neural_layers.kernels.dispatch import OPS
 from neural_layers.testing import check_mixer
@@ -85,9 +86,11 @@ def test_a_dropped_state_breaks_chunking() -> None:
     assert {"chunked", "beam_reorder"} <= broken_by(Mamba(4, 3), make_cache=ForgetfulCache)
 
 
-@pytest.mark.parametrize("op", ["causal_conv1d", "selective_scan"])
-def test_an_ignored_seq_idx_breaks_packing(monkeypatch, op) -> None:
-    with_faulty_op(monkeypatch, neural_layers.mamba, op, seq_idx=lambda seq_idx: None)
+@pytest.mark.parametrize(
+    ("module", "op"), [(neural_layers.recurrence, "causal_conv1d"), (neural_layers.mamba, "selective_scan")]
+)
+def test_an_ignored_seq_idx_breaks_packing(monkeypatch, module, op) -> None:
+    with_faulty_op(monkeypatch, module, op, seq_idx=lambda seq_idx: None)
     assert broken_by(Mamba(4, 3)) == {"packed", "packed_chunked"}
 
 
@@ -129,8 +132,8 @@ def test_a_detached_state_breaks_the_gradient_through_it() -> None:
 
 
 def test_old_inputs_kept_across_a_border_break_packing_in_chunks(monkeypatch) -> None:
-    right = neural_layers.mamba._same_document
-    monkeypatch.setattr(neural_layers.mamba, "_same_document", lambda *args: torch.ones_like(right(*args)))
+    right = neural_layers.recurrence._same_document
+    monkeypatch.setattr(neural_layers.recurrence, "_same_document", lambda *args: torch.ones_like(right(*args)))
     assert broken_by(Mamba(4, 3)) == {"packed_chunked"}
 
 
