@@ -321,6 +321,8 @@ def backward(
     if length == 0 and grad_start is not None:
         grad_start.zero_() if carry is None else grad_start.copy_(carry)
     block, pad, warps = channel_block(width, states, borders.dtype) if width else (1, 1, 1)
+    # One state to a thread: two of float64, with their decays, would spill.
+    warps *= 2 if borders.dtype == torch.float64 else 1
     blocks = triton.cdiv(width, block)
     programs_of = cut(batch * blocks, length, u.device) if grad_u.numel() else (1, 0)
     segments, segment = programs_of
