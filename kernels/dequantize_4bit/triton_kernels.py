@@ -52,13 +52,14 @@ def values_of_pairs(bytes, table, ACC: tl.constexpr):
 
 @triton.jit
 def load_tile(
-    packed, absmax, table, map, nested, offset, row, first, rows, columns,
+    packed, absmax, table, map, nested, offset, row, first, rows, columns, row_bytes,
     R: tl.constexpr, C: tl.constexpr, SPAN: tl.constexpr, SIZE: tl.constexpr,
     NESTED: tl.constexpr, NESTED_SIZE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """W[row, first … first + C) of a weight (rows, columns), as (R, C); `row` is 64-bit, and first a multiple of C.
 
-    A scale is loaded once for each SPAN weights.
+    A scale is loaded once for each SPAN weights. row_bytes is columns // 2: of an argument Triton knows by how much it
+    can be divided, and with it how many bytes it can load at once.
     """
     start = first + tl.arange(0, C // SPAN) * SPAN
     exists = (row < rows)[:, None] & (start < columns)[None, :]
@@ -70,8 +71,8 @@ def load_tile(
         weight = values_of((bytes >> (4 - 4 * (i % 2)).to(tl.int32)) & 15, table, ACC) * scale
     else:
         half = first // 2 + tl.arange(0, C // 2)
-        exists = (row < rows)[:, None] & (half < columns // 2)[None, :]
-        bytes = tl.load(packed + row[:, None] * (columns // 2) + half[None, :], exists, other=0)
+        exists = (row < rows)[:, None] & (half < row_bytes)[None, :]
+        bytes = tl.load(packed + row[:, None] * row_bytes + half[None, :], exists, other=0)
         values = values_of_pairs(bytes, table, ACC)
         weight = tl.reshape(tl.reshape(values, [R, C // SPAN, SPAN]) * scale[:, :, None], [R, C])
     return weight

@@ -76,7 +76,7 @@ def _few_rows(
 
 @triton.jit
 def _many_rows(
-    x, packed, absmax, table, map, nested, offset, bias, y, rows, outputs, inputs,
+    x, packed, absmax, table, map, nested, offset, bias, y, rows, outputs, inputs, row_bytes,
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, SPAN: tl.constexpr, SIZE: tl.constexpr,
     NESTED: tl.constexpr, NESTED_SIZE: tl.constexpr, HAS_BIAS: tl.constexpr, TRANSPOSED: tl.constexpr,
     ACC: tl.constexpr, DOT: tl.constexpr,
@@ -102,12 +102,12 @@ def _many_rows(
         x_MK = tl.load(x + m[:, None] * width + k[None, :], exists, other=0.0)
         if TRANSPOSED:
             w_KN = load_tile(
-                packed, absmax, table, map, nested, offset, k.to(tl.int64), first_n, outputs, inputs,
+                packed, absmax, table, map, nested, offset, k.to(tl.int64), first_n, outputs, inputs, row_bytes,
                 K, N, SPAN, SIZE, NESTED, NESTED_SIZE, ACC,
             )  # fmt: skip
         else:
             w_KN = load_tile(
-                packed, absmax, table, map, nested, offset, n, first, outputs, inputs,
+                packed, absmax, table, map, nested, offset, n, first, outputs, inputs, row_bytes,
                 N, K, SPAN, SIZE, NESTED, NESTED_SIZE, ACC,
             ).trans()  # fmt: skip
         total = tl.dot(x_MK, w_KN.to(DOT), total, input_precision="ieee", out_dtype=ACC)
@@ -138,10 +138,10 @@ def product(x: Tensor, quantized: Quantized4bit, bias: Tensor | None, transposed
                 bias is not None, accumulator(x), num_warps=4, **launch,
             )  # fmt: skip
         else:
-            tile = _tile(x, rows, y.shape[-1], ragged=stretch < SHORTEST)
+            tile = _tile(x, rows, y.shape[-1], ragged=stretch < SHORTEST, transposed=transposed)
             stretch = span(quantized, tile.n if transposed else tile.k)
             _many_rows[(triton.cdiv(rows, tile.m) * triton.cdiv(y.shape[-1], tile.n),)](
-                *tensors, rows, outputs, inputs, tile.m, tile.n, tile.k, stretch, *constants,
+                *tensors, rows, outputs, inputs, inputs // 2, tile.m, tile.n, tile.k, stretch, *constants,
                 bias is not None, transposed, accumulator(x), _TRITON[x.dtype],
                 num_warps=tile.warps, num_stages=tile.stages, **launch,
             )  # fmt: skip
@@ -167,7 +167,7 @@ class _Tile:
     stages: int = 2
 
 
-def _tile(x: Tensor, rows: int, columns: int, *, ragged: bool) -> _Tile:
+def _tile(x: Tensor, rows: int, columns: int, *, ragged: bool, transposed: bool) -> _Tile:
     """The tile for these rows; a ragged weight, with scales for a few weights each, leaves fewer registers."""
     if x.dtype == torch.float64:
         return _Tile(16, 32, 32, 4)
@@ -179,6 +179,9 @@ def _tile(x: Tensor, rows: int, columns: int, *, ragged: bool) -> _Tile:
     if m >= 64:
         return _Tile(m, 128, 64 if m == 64 else 32, 8)
     # Bound by the memory of the weight: programs enough for every multiprocessor, and several loads of each on the way.
+    if transposed:
+        # 16 bytes of each row: the rest of the 32 that the memory sends waits in the L2 cache for the next program.
+        return _Tile(m, 32, 128, 4, 3)
     narrow = columns < 64 * multiprocessors(x.device)
     return _Tile(m, 16 if narrow else 32, 256, 4, 3)
 
