@@ -106,10 +106,14 @@ INLINE void clear(vec *registers) {
 /* The chunk again, for the states n … n + GROUP of one tile. */
 INLINE void recompute(const int careful, Backward *w, int tile, int64_t n, int64_t t0, int64_t steps, const unsigned char *starts) {
     const Block *k = w->block;
-    const real *rates = registers(k, k->rates, tile, n), *B = k->B + n, *C = k->C + n;
-    vec h[GROUP];
+    const real *rates = registers(k, k->rates, tile, n), *state = registers(k, k->state, tile, n);
+    const real *B = k->B + n, *C = k->C + n;
+    vec h[GROUP], rate[GROUP];
 #pragma GCC unroll 8
-    for (int i = 0; i < GROUP; i++) h[i] = load(registers(k, k->state, tile, n + i)), store(w->after + i * LANES, h[i]);
+    for (int i = 0; i < GROUP; i++) {
+        h[i] = load(state + i * LANES), rate[i] = load(rates + i * LANES);
+        store(w->after + i * LANES, h[i]);
+    }
     for (int64_t t = 0; t < steps; t++, B += k->B_step, C += k->C_step) {
         const vec dt = load(at(k->dt, tile, t)), du = load(at(k->du, tile, t));
         vec y = load(at(k->y, tile, t));
@@ -117,7 +121,7 @@ INLINE void recompute(const int careful, Backward *w, int tile, int64_t n, int64
         if (starts && starts[t]) clear(h);
 #pragma GCC unroll 8
         for (int i = 0; i < GROUP; i++) {
-            vec x = dt * load(rates + i * LANES), e = careful ? decay_carefully(x) : decay(x);
+            vec x = dt * rate[i], e = careful ? decay_carefully(x) : decay(x);
             store(w->decays + (t * GROUP + i) * LANES, e);
             h[i] = e * h[i] + du * B[i];
             store(w->after + ((t + 1) * GROUP + i) * LANES, h[i]);
