@@ -33,7 +33,7 @@ def convolve(
     if kept_BT is not None:
         inputs_BTE = inputs_BTE * kept_BT.bool().unsqueeze(-1)
     conv_state, state = _previous(cache, inputs_BTE, conv1d.kernel_size[0] - 1, seq_idx)
-    out_BTE = causal_conv1d(
+    out_BTE: Any = causal_conv1d(
         inputs_BTE,
         conv1d.weight.squeeze(1),
         conv1d.bias,
