@@ -62,7 +62,7 @@ static void recur_all(const Block *k, int tile, int64_t t0, int64_t steps) {
 static void save_border(const Block *k, int64_t chunk) {
     for (int tile = 0; tile < k->tiles; tile++)
         for (int64_t n = 0; n < k->scan->states; n++)
-            memcpy(border(k, chunk, tile, n), registers(k, k->state, tile, n), tile_bytes(k, tile));
+            copy_tile(k, tile, border(k, chunk, tile, n), registers(k, k->state, tile, n));
 }
 
 static void store_steps(const Block *k, int64_t t0, int64_t steps) {

@@ -251,7 +251,7 @@ static void backward_block(void *context, int64_t index) {
         const unsigned char *starts = s->starts ? s->starts + k->row * s->length + t0 : 0;
         for (int tile = 0; tile < k->tiles; tile++)
             for (int64_t n = 0; n < s->states; n++)
-                memcpy(registers(k, k->state, tile, n), border(k, chunk, tile, n), tile_bytes(k, tile));
+                copy_tile(k, tile, registers(k, k->state, tile, n), border(k, chunk, tile, n));
         memset(w->by_input, 0, sizeof w->by_input);
         memset(w->by_decay, 0, sizeof w->by_decay);
         memset(w->sums, 0, (size_t)(CHUNK * k->states * 2) * sizeof(real));

@@ -160,7 +160,12 @@ INLINE real *border(const Block *k, int64_t chunk, int tile, int64_t n) {
     return s->borders + ((chunk * s->batch + k->row) * s->states + n) * s->width + k->first + tile * LANES;
 }
 
-INLINE size_t tile_bytes(const Block *k, int tile) { return (size_t)least(LANES, k->width - tile * LANES) * sizeof(real); }
+/* The channels of a tile that exist. */
+INLINE void copy_tile(const Block *k, int tile, real *to, const real *from) {
+    const int64_t count = k->width - tile * LANES;
+    if (count >= LANES) store(to, load(from));
+    else memcpy(to, from, (size_t)count * sizeof(real));
+}
 
 static real *new_array(int64_t count) {
     return aligned_alloc(64, ((size_t)count * sizeof(real) + 63) / 64 * 64);
