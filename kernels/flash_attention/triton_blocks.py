@@ -48,10 +48,10 @@ _HALF = {
         Blocks(128, 64, _WHOLE, 8, 3), Blocks(64, 32, _WHOLE, 8, 2), Blocks(128, 64, _WHOLE, 8, 2),
     ),
     ("sm_100", 256): (
-        Blocks(64, 32, _WHOLE, 8, 2), Blocks(64, 32, _WHOLE, 8, 2), Blocks(64, 32, _WHOLE, 8, 2),
+        Blocks(64, 32, _WHOLE, 8, 2), Blocks(64, 32, _WHOLE, 8, 2), Blocks(32, 16, _WHOLE, 8, 2),
     ),
     ("sm_80", 64): (
-        Blocks(128, 64, _WHOLE, 8, 3), Blocks(64, 32, _WHOLE, 4, 2), Blocks(64, 32, _WHOLE, 4, 2),
+        Blocks(128, 64, _WHOLE, 8, 3), Blocks(128, 32, _WHOLE, 8, 2), Blocks(64, 32, _WHOLE, 4, 2),
     ),
     ("sm_80", 128): (
         Blocks(128, 32, _WHOLE, 8, 3), Blocks(64, 32, _WHOLE, 8, 2), Blocks(64, 32, _WHOLE, 8, 2),
@@ -63,15 +63,22 @@ _HALF = {
         Blocks(128, 64, _WHOLE, 8, 2), Blocks(64, 64, _WHOLE, 4, 2), Blocks(64, 32, _WHOLE, 4, 2),
     ),
     ("gfx9", 128): (
-        Blocks(128, 64, _WHOLE, 4, 2), Blocks(64, 32, _WHOLE, 4, 2), Blocks(64, 32, _WHOLE, 4, 2),
+        Blocks(128, 32, _WHOLE, 4, 2), Blocks(64, 32, _WHOLE, 4, 2), Blocks(64, 32, _WHOLE, 4, 2),
     ),
     ("gfx9", 256): (
         Blocks(64, 32, _WHOLE, 4, 2), Blocks(32, 16, _WHOLE, 4, 2), Blocks(32, 16, _WHOLE, 4, 2),
     ),
 }  # fmt: skip
-# Without matrix units: forward, gradients of queries, gradients of keys and values.
-_FLOAT32 = Blocks(64, 16, 32, 8, 1), Blocks(32, 16, 32, 8, 1), Blocks(32, 16, 32, 8, 1)
-_FLOAT64 = Blocks(32, 16, 32, 4, 1), Blocks(32, 16, 32, 4, 1), Blocks(32, 16, 32, 4, 1)
+# Without matrix units, for up to so many columns.
+_FLOAT32 = {
+    128: (Blocks(64, 16, 16, 4, 1), Blocks(32, 16, 32, 8, 1), Blocks(32, 16, 32, 8, 1)),
+    256: (Blocks(32, 16, 16, 4, 1), Blocks(16, 16, 64, 4, 1), Blocks(16, 16, 32, 8, 1)),
+}
+_FLOAT64 = {
+    64: (Blocks(32, 16, 32, 4, 1), Blocks(32, 16, 32, 4, 1), Blocks(32, 16, 32, 4, 1)),
+    128: (Blocks(32, 16, 16, 8, 1), Blocks(32, 16, 16, 8, 1), Blocks(16, 16, 16, 8, 1)),
+    256: (Blocks(16, 16, 16, 8, 1), Blocks(16, 16, 16, 8, 1), Blocks(16, 16, 16, 8, 1)),
+}
 
 
 def blocks_for(dtype: torch.dtype, width: int, kernel: int, count: int) -> Blocks:
@@ -81,7 +88,8 @@ def blocks_for(dtype: torch.dtype, width: int, kernel: int, count: int) -> Block
     count: rows (or keys) there are in all
     """
     if dtype.itemsize > 2:
-        blocks = (_FLOAT64 if dtype == torch.float64 else _FLOAT32)[kernel]
+        table = _FLOAT64 if dtype == torch.float64 else _FLOAT32
+        blocks = table[min(most for most in table if width <= most)][kernel]
     else:
         blocks = _HALF[_kind(), max(64, width)][kernel]
     return blocks._replace(own=max(LEAST, min(blocks.own, 1 << max(count - 1, 0).bit_length())))

@@ -249,6 +249,8 @@ def _flash_attention() -> Iterator[Launch]:
         ("fp32", (4, 2048, 2048, 32, 8, 128), {"window": 1024}),
         ("fp32", (4, 2048, 2048, 24, 24, 64), {"alibi": True, "softcap": 30.0}),
         ("fp64", (1, 512, 512, 4, 4, 64), {"alibi": True, "sinks": True}),
+        ("fp64", (1, 512, 512, 4, 4, 128), {"alibi": True, "window": 128}),
+        ("fp32", (1, 512, 512, 4, 2, 256), {"alibi": True, "window": 128}),
     ):
         shape = "×".join(map(str, sizes))
         told = ", ".join(key if value is True else f"{key} {value}" for key, value in options.items())

@@ -88,6 +88,14 @@ def test_several_blocks_match_the_reference_in_value_and_gradient(device, dtype,
     assert_matches_reference(on(device, flash_attention), arguments | given, dtype, backend="triton")
 
 
+@pytest.mark.parametrize("widths", [(40, 72), (130, 20)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_wide_heads_match_the_reference_in_value_and_gradient(device, dtype, widths) -> None:
+    """More columns than are multiplied at a time without matrix units, in the last step fewer than a step has."""
+    arguments = make_arguments((1, 20, 40, 1, 1, *widths)) | {"causal": True}
+    assert_matches_reference(on(device, flash_attention), arguments, dtype, backend="triton")
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_queries_before_the_first_key_match_the_reference(device, causal) -> None:
     arguments = make_arguments((1, 90, 40, 1, 2, 8, 8)) | {"causal": causal, "window": 30}
