@@ -168,5 +168,5 @@ CASES = (
     _linear_case("linear_4bit", "rows × D times a weight D × D in NF4, float32 activations", FLOAT32,
                  quick=(1, 16, 256)),
     _linear_case("linear_4bit_bfloat16", "rows × D times a weight D × D in NF4, bfloat16 activations", BFLOAT16,
-                 quick=()),
+                 quick=(1, 16, 256)),
 )  # fmt: skip
