@@ -21,9 +21,10 @@ by hand. To measure on your machine: `python -m benchmarks`, or `neural-layers b
 
 **How it is measured.** All contenders run in one process, in turns, so that whatever else the machine does hits all of
 them alike. Each gets the layout that it likes best, made beforehand, and its best known call, which stands below each
-table. All must compute the same: a contender whose output differs is not timed. Times are medians. *fwd* is the forward
-without gradients, *f+b* forward and backward with the gradients of all inputs. *MB* is the peak of memory above the
-inputs, output included, of one call in a process of its own (on a GPU, of torch's allocator).
+table. All must compute the same: a contender whose output differs is not timed. Times are medians; a call of less than
+50 ms is made once more before each reading, so that it finds its own data in the caches and not its neighbour's. *fwd*
+is the forward without gradients, *f+b* forward and backward with the gradients of all inputs. *MB* is the peak of
+memory above the inputs, output included, of one call in a process of its own (on a GPU, of torch's allocator).
 
 **How to read it.**
 

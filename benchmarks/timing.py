@@ -15,6 +15,9 @@ SHORTEST = 5e-4  # seconds of one reading of the clock: shorter calls are repeat
 # Seconds from which a first call counts as a reading: what is done once then matters little, and repeating takes long.
 FIRST_COUNTS = 0.8
 MOST_REPEATS = 1000
+# Seconds up to which a call is made once more before each reading, so that it finds its own data in the caches, and not
+# that of the contender before it, which may have left the weight that both read, or have driven it out.
+WARMED = 0.05
 FLUSHED_BYTES = 256 << 20  # written between two calls on a GPU: more than its cache holds
 
 
@@ -46,12 +49,13 @@ class Timed:
     def __init__(self, call: Call, device: str, *, backward: bool) -> None:
         self.run = forward_backward(call) if backward else call.run
         self.grad, self.device, self.readings, self.spent = backward, device, list[float](), 0.0
-        self.repeats = 0
+        self.repeats, self.first = 0, 0.0
         self.failure = ""
 
     def warm_up(self) -> Any:
         """The first call: it decides how often the call is repeated within a reading; returns what it made."""
         seconds, made = self._clock(1)
+        self.first = seconds
         self.repeats = min(MOST_REPEATS, int(SHORTEST / seconds) + 1) if self.device == "cpu" else 1
         if seconds > FIRST_COUNTS:
             self.spent, self.readings = seconds, [seconds]
@@ -65,6 +69,8 @@ class Timed:
             if not self.repeats:
                 self.warm_up()
             else:
+                if self.device == "cpu" and self.first < WARMED:
+                    self._clock(1)
                 seconds, _ = self._clock(self.repeats)
                 self.spent += seconds * self.repeats
                 self.readings.append(seconds)
