@@ -73,6 +73,17 @@ INLINE vec smaller(vec a, vec b) { return choose(a < b, a, b); }
 #endif
 INLINE vec magnitude(vec x) { return larger(x, -x); }
 
+/* The sum of the lanes. */
+INLINE real sum_of(vec x) {
+#if defined(__AVX512F__) && !defined(REAL_DOUBLE)
+    return _mm512_reduce_add_ps((__m512)x);
+#else
+    real sum = 0;
+    for (int i = 0; i < LANES; i++) sum += x[i];
+    return sum;
+#endif
+}
+
 /* ---- dtypes ---------------------------------------------------------------------------------------------------- */
 
 /* The codes that kernels/c_library.py passes. REAL is the type of arithmetic, the others are widened on load. */

@@ -2,7 +2,7 @@
 
 A task is a block of channels. It goes through time in chunks: load and prepare the chunk's inputs row by row, run the
 recurrence tile by tile with GROUP states of a tile in registers, then gate and store row by row. For each state and
-element that is one exponential (some 11 operations), two multiplications, two multiply-adds, and no load but B and C. */
+element that is one exponential (some 10 operations), two multiplications, two multiply-adds, and no load but B and C. */
 
 #include "scan.h"
 

@@ -1,7 +1,7 @@
 /* The gradients of the selective scan, chunk by chunk from the last to the first, with the formulas of backward.py.
 
-For a tile and GROUP states the chunk is run again from its saved border, keeping each decay and each product P of decay
-and state before; then time runs backward with the states' gradients in registers. B_t and C_t are shared by all
+For a tile and GROUP states the chunk is run again from its saved border, keeping each decay and each
+state; then time runs backward with the states' gradients in registers. B_t and C_t are shared by all
 channels: their gradients are sums over lanes, which 15 shuffled additions make of 16 registers at once. */
 
 #include "scan.h"

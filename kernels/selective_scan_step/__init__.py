@@ -1,5 +1,6 @@
 """One token of the selective scan of Mamba, for decoding."""
 
+import torch
 from torch import Tensor
 
 from neural_layers.kernels import c_library, triton_support
@@ -24,6 +25,8 @@ def _check(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> None:
+    if _plainly_right(state, u, delta, A, B, C, D, z, delta_bias):
+        return
     tensors = {"state": state, "u": u, "delta": delta, "A": A, "B": B, "C": C}
     tensors |= {name: given for name, given in (("D", D), ("z", z), ("delta_bias", delta_bias)) if given is not None}
     check_floats(**tensors)
@@ -34,6 +37,31 @@ def _check(
     match_shapes(sizes, "BN", B=B, C=C)
     match_shapes(sizes, "E", D=D, delta_bias=delta_bias)
     match_shapes(sizes, "BEN", state=state)
+
+
+def _plainly_right(
+    state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+) -> bool:
+    """Whether all arguments are float32 on the CPU and fit, seen in a quarter of the time that `_check` takes."""
+    if state.ndim != 3:
+        return False
+    rows, width, states = state.shape
+    by_row, by_state, by_channel = (rows, width), (rows, states), (width,)
+    for tensor, shape in (
+        (state, state.shape), (u, by_row), (delta, by_row), (z, by_row), (A, (width, states)), (B, by_state),
+        (C, by_state), (D, by_channel), (delta_bias, by_channel),
+    ):  # fmt: skip
+        if tensor is not None and not (tensor.shape == shape and tensor.dtype is torch.float32 and tensor.is_cpu):
+            return False
+    return True
 
 
 _OP = Op(

@@ -32,7 +32,12 @@ def selective_scan_step_native(
     """h = exp(Δ A) state + Δ B u;  y = (C·h + D u) · silu(z)."""
     dtype = accumulation_dtype(state, u, delta, A, B, C, D, z, delta_bias)
     given = (state, u, delta, A, B, C, D, z, delta_bias)
-    wide = [None if tensor is None else tensor.to(dtype).contiguous() for tensor in given]
+    wide = [
+        tensor
+        if tensor is None or (tensor.dtype is dtype and tensor.is_contiguous())
+        else tensor.to(dtype).contiguous()
+        for tensor in given
+    ]
     rows, width, states = state.shape
     y, new_state = u.new_empty(u.shape, dtype=dtype), state.new_empty(state.shape, dtype=dtype)
     run = c_library.function("selective_scan_step", dtype)
