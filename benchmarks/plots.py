@@ -143,7 +143,7 @@ def _legend(figure: "Figure") -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     ordered = sorted(handles, key=lambda label: (label.startswith("limit"), not label.startswith(OURS)))
-    columns = min(4, len(ordered))
+    columns = min(4 if len(figure.axes) > 2 else 3, len(ordered))
     figure.legend(
         [handles[label] for label in ordered], ordered, loc="outside lower center", ncols=columns, frameon=False
     )
