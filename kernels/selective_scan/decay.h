@@ -76,8 +76,7 @@ INLINE vec decay_carefully(vec x) {
     return load(lanes);
 }
 
-/* 1 / x for x that is neither 0 nor infinite nor near to either: a third of the time of the division, to one rounding
-more. */
+/* 1 / x for x that is neither 0 nor infinite nor near to either: a guess and a step of Newton, which divide nothing. */
 INLINE vec inverse(vec x) {
 #if defined(__AVX512F__) && !defined(REAL_DOUBLE)
     const vec guess = (vec)_mm512_rcp14_ps((__m512)x);
