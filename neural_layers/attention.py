@@ -95,6 +95,7 @@ class GroupedQueryAttention(nn.Module):
     gate:     the output is multiplied by sigmoid of a projection of x, before the last projection (arXiv 2505.06708).
     sinks:    a learned logit per head joins the softmax's denominator (as in gpt-oss).
     dropout:  on the probabilities, in training only.
+    bias:     of all projections; output_bias: of the last one, where it differs (as in Qwen2).
 
     forward(x (B, T, D), *, cache, attention_mask, position_ids, seq_idx) → (B, T, D), where with P tokens in the cache
       cache:          `LayerCache` or a layer of transformers' cache; None for none
@@ -120,6 +121,7 @@ class GroupedQueryAttention(nn.Module):
         sinks: bool = False,
         dropout: float = 0.0,
         bias: bool = False,
+        output_bias: bool | None = None,
     ) -> None:
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
@@ -130,7 +132,7 @@ class GroupedQueryAttention(nn.Module):
         self.q_proj = nn.Linear(dim, num_heads * head_dim, bias=bias)
         self.k_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=bias)
         self.v_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=bias)
-        self.o_proj = nn.Linear(num_heads * head_dim, dim, bias=bias)
+        self.o_proj = nn.Linear(num_heads * head_dim, dim, bias=bias if output_bias is None else output_bias)
         self.q_norm = RMSNorm(head_dim) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(head_dim) if qk_norm else nn.Identity()
         self.gate_proj = nn.Linear(dim, num_heads * head_dim, bias=bias) if gate else None
