@@ -20,6 +20,7 @@ class Mamba(nn.Module):
     u, z = in_proj(x);  u = silu(conv(u));  Δ, B, C = x_proj(u);  y = scan(u, softplus(dt_proj(Δ)), A, B, C) · silu(z)
 
     dim: D. state_dim: N. conv_width: W. expand: E / D. dt_rank: R, by default D / 16 rounded up.
+    bias: of in_proj and out_proj. conv_bias: of the convolution.
 
     forward(x (B, T, D), *, cache, attention_mask, position_ids, seq_idx) → (B, T, D), where with P tokens seen before
       cache:          `LayerCache`, or a linear-attention layer of transformers' cache, which overwrites its state in
@@ -35,18 +36,26 @@ class Mamba(nn.Module):
     """
 
     def __init__(
-        self, dim: int, state_dim: int = 16, conv_width: int = 4, expand: int = 2, dt_rank: int | None = None
+        self,
+        dim: int,
+        state_dim: int = 16,
+        conv_width: int = 4,
+        expand: int = 2,
+        dt_rank: int | None = None,
+        *,
+        bias: bool = False,
+        conv_bias: bool = True,
     ) -> None:
         super().__init__()
         inner = expand * dim
         self.state_dim, self.dt_rank = state_dim, math.ceil(dim / 16) if dt_rank is None else dt_rank
-        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
-        self.conv1d = nn.Conv1d(inner, inner, conv_width, groups=inner)
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=bias)
+        self.conv1d = nn.Conv1d(inner, inner, conv_width, groups=inner, bias=conv_bias)
         self.x_proj = nn.Linear(inner, self.dt_rank + 2 * state_dim, bias=False)
         self.dt_proj = nn.Linear(self.dt_rank, inner)
         self.A_log = nn.Parameter(torch.empty(inner, state_dim))
         self.D = nn.Parameter(torch.empty(inner))
-        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.out_proj = nn.Linear(inner, dim, bias=bias)
         self.reset_recurrence()
 
     @torch.no_grad()

@@ -20,10 +20,15 @@ def reset_step_bias(bias: Tensor) -> None:
 
 
 def convolve(
-    conv1d: nn.Conv1d, inputs_BTE: Tensor, cache: Any, attention_mask: Tensor | None, seq_idx: Tensor | None
+    conv1d: nn.Conv1d,
+    inputs_BTE: Tensor,
+    cache: Any,
+    attention_mask: Tensor | None,
+    seq_idx: Tensor | None,
+    activation: str | None = "silu",
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """silu of the convolved inputs, with zeros for padding; the state of the recurrence before them, zeroed in rows
-    where they start a new document; and the document of each.
+    """silu of the convolved inputs (or no `activation`), with zeros for padding; the state of the recurrence before
+    them, zeroed in rows where they start a new document; and the document of each.
 
     cache, attention_mask and seq_idx are those of the mixer's `forward`; the convolution's state in the cache is
     replaced by that after the inputs.
@@ -37,7 +42,7 @@ def convolve(
         inputs_BTE,
         conv1d.weight.squeeze(1),
         conv1d.bias,
-        activation="silu",
+        activation=activation,
         initial_state=conv_state,
         seq_idx=documents_BT,
     )

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from neural_layers.models.hybrid.patterns import attention_every, check_mixers
+from neural_layers.models.hybrid.patterns import attention_every, check_mixers, check_options
 from neural_layers.models.hybrid.rotary import SharedRotary
 
 _LAYER_TYPES = {
@@ -54,8 +54,13 @@ class HybridConfig(PreTrainedConfig):
     rope_parameters:     `rope_theta` and, for a scaling, `rope_type` and its fields, as `RotaryEmbedding` takes them
     max_position_embeddings: the longest context, in tokens
     qk_norm, attention_bias (of q, k and v), attention_output_bias: of all attention layers
-    mamba_d_state, mamba_d_conv, mamba_expand, mamba_dt_rank: of the mixer "mamba"
-    mamba2_d_state, mamba2_d_conv, mamba2_expand, mamba2_head_dim, mamba2_n_groups: of the mixer "mamba2"
+    mlp_bias:            of SwiGLU's projections
+    mamba_d_state, mamba_d_conv, mamba_expand, mamba_dt_rank, mamba_bias (of in_proj and out_proj), mamba_conv_bias: of
+                         the mixer "mamba"
+    mamba2_d_state, mamba2_d_conv, mamba2_expand, mamba2_head_dim, mamba2_n_groups, mamba2_bias, mamba2_conv_bias,
+    mamba2_norm_eps, mamba2_step_limit (the lowest and highest Δ; None for no limit): of the mixer "mamba2"
+    mamba2_layers:       where layers differ: the index of a "mamba2" layer, as a string, to arguments of `Mamba2` that
+                         replace those of the fields above; `rotary` is True or False there (see `check_options`)
     dropout:             on embeddings and on each branch's output; attention_dropout: on attention probabilities
     classifier_pooling:  "last", "mean", "attention" or "gem"; classifier_dropout: before the last layer of the head
 
@@ -81,15 +86,23 @@ class HybridConfig(PreTrainedConfig):
     qk_norm: bool = False
     attention_bias: bool = False
     attention_output_bias: bool = False
+    mlp_bias: bool = False
     mamba_d_state: int = 16
     mamba_d_conv: int = 4
     mamba_expand: int = 2
     mamba_dt_rank: int | None = None
+    mamba_bias: bool = False
+    mamba_conv_bias: bool = True
     mamba2_d_state: int = 64
     mamba2_d_conv: int = 4
     mamba2_expand: int = 2
     mamba2_head_dim: int = 64
     mamba2_n_groups: int = 1
+    mamba2_bias: bool = False
+    mamba2_conv_bias: bool = True
+    mamba2_norm_eps: float = 1e-5
+    mamba2_step_limit: list[float] | None = None
+    mamba2_layers: dict[str, dict[str, Any]] | None = None
     rms_norm_eps: float = 1e-6
     dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -106,6 +119,7 @@ class HybridConfig(PreTrainedConfig):
         if self.mixers is None:
             self.mixers = attention_every(self.num_hidden_layers)
         check_mixers(self.mixers, self.num_hidden_layers)
+        check_options(self.mamba2_layers or {}, self.mixers)
         self.layer_types = [_LAYER_TYPES[name] for name in self.mixers]
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads

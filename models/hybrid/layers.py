@@ -1,5 +1,8 @@
 """One layer of the hybrid model from its config."""
 
+import math
+from typing import Any
+
 from torch import nn
 
 from neural_layers.attention import GroupedQueryAttention
@@ -12,20 +15,21 @@ from neural_layers.norm import RMSNorm
 from neural_layers.position import RotaryEmbedding
 
 
-def build_block(config: HybridConfig, mixer: str, rotary: RotaryEmbedding | None) -> EnhancedBlock:
-    """Pre-norm: the mixer, then SwiGLU where the config has one."""
+def build_block(config: HybridConfig, index: int, rotary: RotaryEmbedding | None) -> EnhancedBlock:
+    """Layer `index`, pre-norm: the mixer, then SwiGLU where the config has one."""
     width = config.intermediate_size
     return EnhancedBlock(
         config.hidden_size,
-        mixer=build_mixer(config, mixer, rotary),
-        feed_forward=SwiGLU(config.hidden_size, width) if width else None,
+        mixer=build_mixer(config, index, rotary),
+        feed_forward=SwiGLU(config.hidden_size, width, bias=config.mlp_bias) if width else None,
         dropout=config.dropout,
         norm_eps=config.rms_norm_eps,
     )
 
 
-def build_mixer(config: HybridConfig, mixer: str, rotary: RotaryEmbedding | None) -> nn.Module:
-    """The mixer of this name; attention layers share `rotary`."""
+def build_mixer(config: HybridConfig, index: int, rotary: RotaryEmbedding | None) -> nn.Module:
+    """The mixer of layer `index`; attention layers share `rotary`."""
+    mixer = (config.mixers or [])[index]
     if mixer == "mamba":
         return Mamba(
             config.hidden_size,
@@ -33,16 +37,11 @@ def build_mixer(config: HybridConfig, mixer: str, rotary: RotaryEmbedding | None
             config.mamba_d_conv,
             config.mamba_expand,
             config.mamba_dt_rank,
+            bias=config.mamba_bias,
+            conv_bias=config.mamba_conv_bias,
         )
     if mixer == "mamba2":
-        return Mamba2(
-            config.hidden_size,
-            config.mamba2_d_state,
-            config.mamba2_head_dim,
-            config.mamba2_n_groups,
-            config.mamba2_d_conv,
-            config.mamba2_expand,
-        )
+        return Mamba2(config.hidden_size, **mamba2_options(config, index, rotary))
     attention = GroupedQueryAttention(
         config.hidden_size,
         config.num_attention_heads,
@@ -59,3 +58,22 @@ def build_mixer(config: HybridConfig, mixer: str, rotary: RotaryEmbedding | None
         if isinstance(norm, RMSNorm):
             norm.eps = config.rms_norm_eps
     return attention
+
+
+def mamba2_options(config: HybridConfig, index: int, rotary: RotaryEmbedding | None) -> dict[str, Any]:
+    """The arguments of layer `index`'s `Mamba2`: those of the config's fields, and its own in their place."""
+    own = dict((config.mamba2_layers or {}).get(str(index), {}))
+    if own.pop("rotary", False):
+        own["rotary"] = rotary
+    return {
+        "state_dim": config.mamba2_d_state,
+        "head_dim": config.mamba2_head_dim,
+        "num_groups": config.mamba2_n_groups,
+        "conv_width": config.mamba2_d_conv,
+        "expand": config.mamba2_expand,
+        "norm_eps": config.mamba2_norm_eps,
+        "bias": config.mamba2_bias,
+        "conv_bias": config.mamba2_conv_bias,
+        "step_limit": tuple(config.mamba2_step_limit or (0.0, math.inf)),
+        **own,
+    }

@@ -85,7 +85,7 @@ class HybridModel(HybridPreTrainedModel):
         self.embed_tokens: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.dropout = nn.Dropout(config.dropout)
         self.rotary = config.rotary()
-        self.layers = nn.ModuleList(build_block(config, name, self.rotary) for name in config.mixers or [])
+        self.layers = nn.ModuleList(build_block(config, i, self.rotary) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False
         # Replaced by transformers where checkpointing is turned on.
