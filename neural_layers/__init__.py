@@ -16,6 +16,7 @@ from neural_layers.cache import LayerCache
 from neural_layers.cross_attention import CrossAttention
 from neural_layers.feed_forward import GeGLU, SwiGLU
 from neural_layers.kernels.dispatch import BackendError, SlowBackendWarning, explain, use_backend
+from neural_layers.linear import Linear
 from neural_layers.linear_4bit import Linear4bit
 from neural_layers.mamba import Mamba
 from neural_layers.mamba2 import Mamba2
@@ -35,6 +36,7 @@ __all__ = [
     "GroupedQueryAttention",
     "LayerCache",
     "LayerScale",
+    "Linear",
     "Linear4bit",
     "Mamba",
     "Mamba2",

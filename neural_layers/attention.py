@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from neural_layers.kernels.flash_attention import flash_attention
 from neural_layers.kernels.rotary import apply_rotary
+from neural_layers.linear import Linear
 from neural_layers.norm import RMSNorm
 from neural_layers.position import RotaryEmbedding, alibi_slopes
 
@@ -129,13 +130,13 @@ class GroupedQueryAttention(nn.Module):
         if isinstance(position, str) and position not in ("rope", "alibi"):
             raise ValueError(f"position={position!r} must be 'rope', 'alibi', a RotaryEmbedding or None")
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
-        self.q_proj = nn.Linear(dim, num_heads * head_dim, bias=bias)
-        self.k_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=bias)
-        self.v_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=bias)
-        self.o_proj = nn.Linear(num_heads * head_dim, dim, bias=bias if output_bias is None else output_bias)
+        self.q_proj = Linear(dim, num_heads * head_dim, bias=bias)
+        self.k_proj = Linear(dim, num_kv_heads * head_dim, bias=bias)
+        self.v_proj = Linear(dim, num_kv_heads * head_dim, bias=bias)
+        self.o_proj = Linear(num_heads * head_dim, dim, bias=bias if output_bias is None else output_bias)
         self.q_norm = RMSNorm(head_dim) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(head_dim) if qk_norm else nn.Identity()
-        self.gate_proj = nn.Linear(dim, num_heads * head_dim, bias=bias) if gate else None
+        self.gate_proj = Linear(dim, num_heads * head_dim, bias=bias) if gate else None
         self.sinks = nn.Parameter(torch.zeros(num_heads)) if sinks else None
         self.rotary = position if isinstance(position, RotaryEmbedding) else None
         if position == "rope":

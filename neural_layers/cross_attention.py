@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from neural_layers.attention import FlashAttention, extend, resolve_head_dim
 from neural_layers.kernels.arguments import match_shapes
+from neural_layers.linear import Linear
 
 
 class CrossAttention(nn.Module):
@@ -42,10 +43,10 @@ class CrossAttention(nn.Module):
         context_dim = dim if context_dim is None else context_dim
         head_dim = resolve_head_dim(dim, num_heads, num_kv_heads, head_dim)
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
-        self.q_proj = nn.Linear(dim, num_heads * head_dim, bias=bias)
-        self.k_proj = nn.Linear(context_dim, num_kv_heads * head_dim, bias=bias)
-        self.v_proj = nn.Linear(context_dim, num_kv_heads * head_dim, bias=bias)
-        self.o_proj = nn.Linear(num_heads * head_dim, dim, bias=bias)
+        self.q_proj = Linear(dim, num_heads * head_dim, bias=bias)
+        self.k_proj = Linear(context_dim, num_kv_heads * head_dim, bias=bias)
+        self.v_proj = Linear(context_dim, num_kv_heads * head_dim, bias=bias)
+        self.o_proj = Linear(num_heads * head_dim, dim, bias=bias)
         self.attention = FlashAttention(dropout=dropout)
 
     def forward(

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from neural_layers.kernels.geglu import geglu
 from neural_layers.kernels.swiglu import swiglu
+from neural_layers.linear import Linear
 
 
 class _GatedFeedForward(nn.Module):
@@ -16,9 +17,9 @@ class _GatedFeedForward(nn.Module):
         hidden_dim = default_hidden_dim(dim) if hidden_dim is None else hidden_dim
         if hidden_dim < 1:
             raise ValueError(f"hidden_dim={hidden_dim} must be at least 1")
-        self.gate_proj = nn.Linear(dim, hidden_dim, bias=bias)
-        self.up_proj = nn.Linear(dim, hidden_dim, bias=bias)
-        self.down_proj = nn.Linear(hidden_dim, dim, bias=bias)
+        self.gate_proj = Linear(dim, hidden_dim, bias=bias)
+        self.up_proj = Linear(dim, hidden_dim, bias=bias)
+        self.down_proj = Linear(hidden_dim, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(type(self).gate(self.gate_proj(x), self.up_proj(x)))

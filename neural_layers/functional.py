@@ -4,6 +4,7 @@ from neural_layers.kernels.causal_conv1d import causal_conv1d
 from neural_layers.kernels.dequantize_4bit import dequantize_4bit
 from neural_layers.kernels.flash_attention import flash_attention
 from neural_layers.kernels.geglu import geglu
+from neural_layers.kernels.linear import linear
 from neural_layers.kernels.linear_4bit import linear_4bit
 from neural_layers.kernels.linear_cross_entropy import linear_cross_entropy
 from neural_layers.kernels.linear_kl_div import linear_kl_div
@@ -21,6 +22,7 @@ __all__ = [
     "dequantize_4bit",
     "flash_attention",
     "geglu",
+    "linear",
     "linear_4bit",
     "linear_cross_entropy",
     "linear_kl_div",

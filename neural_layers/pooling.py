@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from neural_layers.kernels.arguments import match_shapes
 from neural_layers.kernels.flash_attention import flash_attention
+from neural_layers.linear import Linear
 
 
 def _check_mask(x_BTD: Tensor, mask: Tensor | None) -> None:
@@ -29,8 +30,8 @@ class AttentionPooling(nn.Module):
             raise ValueError(f"dim={dim} must be a multiple of num_heads={num_heads}, which is at least 1")
         self.num_heads, self.num_queries = num_heads, num_queries
         self.query = nn.Parameter(torch.randn(num_queries, dim) * dim**-0.5)
-        self.kv_proj = nn.Linear(dim, 2 * dim, bias=False)
-        self.o_proj = nn.Linear(dim, dim, bias=False)
+        self.kv_proj = Linear(dim, 2 * dim, bias=False)
+        self.o_proj = Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         _check_mask(x, mask)

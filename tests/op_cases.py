@@ -218,6 +218,13 @@ def linear_cross_entropy(draw: DrawFn, longest: int) -> Arguments:
 
 
 @st.composite
+def linear(draw: DrawFn, longest: int) -> Arguments:
+    rows, inputs, outputs, normal = draw(widths(longest)), draw(widths(130)), draw(widths(70)), seeded(draw(SEEDS))
+    arguments = {"x": normal(rows, inputs), "weight": normal(outputs, inputs) / inputs**0.5}
+    return {**arguments, "bias": normal(outputs)} if draw(st.booleans()) else arguments
+
+
+@st.composite
 def linear_kl_div(draw: DrawFn, longest: int) -> Arguments:
     rows, V, seed = draw(widths(longest)), draw(widths(100)), draw(SEEDS)
     student, teacher, normal = draw(widths(40)), draw(widths(40)), seeded(seed)
@@ -257,6 +264,7 @@ CASES: dict[str, OpCases] = {
     "selective_scan": OpCases(selective_scan),
     "selective_scan_step": OpCases(selective_scan_step),
     "ssd_scan": OpCases(ssd_scan),
+    "linear": OpCases(linear),
     "quantize_4bit": OpCases(quantize_4bit, _bits),
     "dequantize_4bit": OpCases(dequantize_4bit),
     "linear_4bit": OpCases(linear_4bit),

@@ -7,6 +7,7 @@ from neural_layers.benchmarks.cases import (
     flash_attention,
     four_bit,
     gates,
+    linear,
     linear_cross_entropy,
     linear_kl_div,
     rms_norm,
@@ -16,7 +17,7 @@ from neural_layers.benchmarks.cases import (
 from neural_layers.errors import InputError
 
 _FILES = (
-    selective_scan, ssd_scan, causal_conv1d, flash_attention, apply_rotary, rms_norm, gates, four_bit,
+    selective_scan, ssd_scan, causal_conv1d, flash_attention, apply_rotary, rms_norm, gates, four_bit, linear,
     linear_cross_entropy, linear_kl_div,
 )  # fmt: skip
 

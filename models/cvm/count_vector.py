@@ -6,6 +6,7 @@ Letters: B batch, S source length, V vocabulary, D width.
 import torch
 from torch import Tensor, nn
 
+from neural_layers.linear import Linear
 from neural_layers.norm import RMSNorm
 
 
@@ -28,7 +29,7 @@ class CountVectorMerge(nn.Module):
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
         self.norm = RMSNorm(dim, eps)
-        self.proj = nn.Linear(dim, dim, bias=False)
+        self.proj = Linear(dim, dim, bias=False)
         self.gate = nn.Parameter(torch.zeros(dim))
 
     def forward(

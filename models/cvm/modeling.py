@@ -18,6 +18,7 @@ from transformers import (
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
+from neural_layers.linear import Linear
 from neural_layers.models.cvm.config import CVMConfig
 from neural_layers.models.cvm.count_vector import CountVectorMerge
 from neural_layers.models.cvm.stacks import CVMDecoder, CVMEncoder, refuse_attentions
@@ -56,7 +57,7 @@ class CVMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.shared: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.encoder = CVMEncoder(config, self.shared)
         self.decoder = CVMDecoder(config, self.shared)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

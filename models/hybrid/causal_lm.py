@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from neural_layers.kernels.linear_cross_entropy import linear_cross_entropy
+from neural_layers.linear import Linear
 from neural_layers.models.hybrid.cache import HybridCache
 from neural_layers.models.hybrid.config import HybridConfig
 from neural_layers.models.hybrid.context import extended_rope
@@ -40,7 +41,7 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
     def __init__(self, config: HybridConfig) -> None:
         super().__init__(config)
         self.model = HybridModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

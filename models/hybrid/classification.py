@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
+from neural_layers.linear import Linear
 from neural_layers.models.hybrid.config import HybridConfig
 from neural_layers.models.hybrid.modeling import HybridModel, HybridPreTrainedModel
 from neural_layers.pooling import AttentionPooling, GeMPooling
@@ -54,9 +55,9 @@ class ClassificationHead(nn.Module):
             "gem": GeMPooling,
         }
         self.pool = pools[config.classifier_pooling]()
-        self.dense = nn.Linear(dim, dim)
+        self.dense = Linear(dim, dim)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.out_proj = nn.Linear(dim, config.num_labels)
+        self.out_proj = Linear(dim, config.num_labels)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.out_proj(self.dropout(torch.tanh(self.dense(self.pool(x, mask)))))
