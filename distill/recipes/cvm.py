@@ -1,9 +1,5 @@
 """The CVM recipe: a teacher, a student distilled from it, and a report of what was kept."""
 
-import platform
-import shutil
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -11,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import set_seed
 
-from neural_layers import __version__
 from neural_layers.distill.data.tokenizer import train_tokenizer
 from neural_layers.distill.files import save_json
 from neural_layers.distill.losses import DistillationLoss
@@ -23,6 +17,7 @@ from neural_layers.distill.recipes.comparison import compare
 from neural_layers.distill.recipes.loading import load_teacher, load_tokenizer
 from neural_layers.distill.recipes.splits import load_splits
 from neural_layers.distill.recipes.training import TrainedModel, train_translator
+from neural_layers.distill.recipes.versions import git_revision, versions
 from neural_layers.distill.report import write_report
 from neural_layers.distill.run_folder import RunFolder
 from neural_layers.errors import InputError
@@ -107,7 +102,7 @@ def distill_cvm(options: CVMOptions, command: str = "") -> dict[str, Any]:
         "command": command,
         "preset": options.preset,
         "seed": options.seed,
-        "versions": _versions(),
+        "versions": versions(),
         "hyperparameters": hyperparameters,
         "data": {"name": splits.name, **{k: len(getattr(splits, k)) for k in ("train", "valid", "test")}},
         **compare(models, trained, tokenizer, splits.test, folders),
@@ -155,26 +150,7 @@ def _config(options: CVMOptions, hyperparameters: dict[str, Any]) -> dict[str, A
     return {
         "options": chosen,
         "hyperparameters": hyperparameters,
-        "versions": _versions(),
+        "versions": versions(),
         "threads": torch.get_num_threads(),
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
     }
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "neural_layers": __version__,
-        "platform": sys.platform,
-    }
-
-
-def _git_revision() -> str | None:
-    """The commit of the checkout that this package runs from, None where it is installed."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists() or shutil.which("git") is None:
-        return None
-    found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None

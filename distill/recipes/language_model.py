@@ -1,0 +1,239 @@
+"""The language model recipe: text to tokens, training that can be killed at any moment, a model ready to use."""
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
+
+from neural_layers.distill.files import save_json
+from neural_layers.distill.recipes.language_model_building import build_model
+from neural_layers.distill.recipes.language_model_data import (
+    LanguageData,
+    cached_tokens,
+    describe,
+    find_data,
+    make_tokenizer,
+    open_feed,
+)
+from neural_layers.distill.recipes.language_model_options import LanguageModelOptions
+from neural_layers.distill.recipes.language_model_progress import LanguageModelProgress
+from neural_layers.distill.recipes.language_model_run import LanguageModelRun
+from neural_layers.distill.recipes.language_model_trainer import Feed, LanguageModelTrainer
+from neural_layers.distill.recipes.versions import git_revision, versions
+from neural_layers.distill.text.feed import BatchPlan
+from neural_layers.distill.text.store import TokenStore
+from neural_layers.distill.text.tokenizing import load_text_tokenizer
+from neural_layers.distill.validation.language import LanguageValidator
+from neural_layers.errors import InputError
+
+
+def train_language_model(options: LanguageModelOptions, command: str = "") -> dict[str, Any]:
+    """Run the recipe, or continue it; return the content of `report.json`.
+
+    Raises InputError for input that a person can mend, FloatingPointError where training diverges, OSError where a file
+    cannot be written; the last checkpoint is good in each case, and the same call continues from it.
+    """
+    started = time.perf_counter()
+    options.check()
+    data = find_data(options)
+    if options.patience is not None and not data.valid:
+        raise InputError("--patience needs a validation text; give one with --valid")
+    run = LanguageModelRun(options)
+    if run.is_finished:
+        tqdm.write(f"{run.path} is finished; this is its report")
+        return run.report()
+    arguments = _arguments(options, run, bool(data.valid))
+    plan = _plan(options, arguments)
+    with arguments.main_process_first(desc="the data"):
+        if arguments.process_index == 0:
+            run.prepare()
+        prepared = _prepare(options, run, data, plan)
+    set_seed(options.seed)
+    model = build_model(options, prepared.tokenizer)
+    if arguments.process_index == 0:
+        run.begin({**_config(options), "data": prepared.described, "parameters": model.num_parameters()})
+    trainer = _trainer(options, run, arguments, model, prepared, plan)
+    _train(trainer, run)
+    return _finish(options, run, trainer, prepared, started, command)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    tokenizer: Any
+    feed: Feed
+    valid: TokenStore | None
+    described: list[dict[str, Any]]
+
+
+def _plan(options: LanguageModelOptions, arguments: TrainingArguments) -> BatchPlan:
+    world = arguments.world_size
+    if options.batch % world:
+        raise InputError(
+            f"--batch {options.batch} cannot be divided over {world} processes; give a multiple of {world}"
+        )
+    if options.fsdp and world < 2:
+        raise InputError("--fsdp splits the model over processes and there is one; run by torchrun, or leave it out")
+    return BatchPlan(options.batch, options.accumulate, arguments.process_index, world)
+
+
+def _prepare(options: LanguageModelOptions, run: LanguageModelRun, data: LanguageData, plan: BatchPlan) -> _Prepared:
+    is_main = plan.rank == 0
+    if (run.tokenizer / "tokenizer_config.json").is_file():
+        tokenizer = load_text_tokenizer(run.tokenizer)
+    else:
+        tokenizer = make_tokenizer(options, data)
+        run.save_tokenizer(tokenizer)
+    described, feed = open_feed(options, data, tokenizer, plan, tell=tqdm.write if is_main else lambda line: None)
+    valid = None
+    if data.valid:
+        valid = cached_tokens("validation", data.valid, tokenizer, data, options.cache)
+        described.append(describe("validation", 0.0, valid))
+    elif is_main:
+        tqdm.write("no validation text: give one with --valid to see how well the model does")
+    return _Prepared(tokenizer, feed, valid, described)
+
+
+def _trainer(
+    options: LanguageModelOptions,
+    run: LanguageModelRun,
+    arguments: TrainingArguments,
+    model: Any,
+    prepared: _Prepared,
+    plan: BatchPlan,
+) -> LanguageModelTrainer:
+    validate = None
+    is_main = plan.rank == 0
+    if prepared.valid is not None:
+        validate = LanguageValidator(
+            prepared.valid,
+            options.context,
+            max(1, plan.own),
+            model.config.vocab_size,
+            arguments.device,
+            plan.rank,
+            plan.world,
+            folder=run.path / "validation" if is_main else None,
+        )
+    trainer = LanguageModelTrainer(
+        model=model,
+        args=arguments,
+        feed=prepared.feed,
+        validate=validate,
+        label_smoothing=options.label_smoothing,
+        patience=options.patience,
+        keep=options.keep,
+        fsdp=options.fsdp,
+        callbacks=[LanguageModelProgress(run, plan.step * options.context)] if is_main else [],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if plan.rank:
+        torch.manual_seed(options.seed + plan.rank)  # dropout of its own; the weights are equal by now
+    return trainer
+
+
+def _train(trainer: LanguageModelTrainer, run: LanguageModelRun) -> None:
+    """Train to the end, from the last checkpoint where there is one."""
+    checkpoint = run.checkpoint
+    try:
+        if checkpoint is None or not checkpoint.state["is_last"]:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.folder))
+        else:
+            trainer.restore_finished(checkpoint)
+    finally:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, LanguageModelProgress):
+                callback.close()
+
+
+def _finish(
+    options: LanguageModelOptions,
+    run: LanguageModelRun,
+    trainer: LanguageModelTrainer,
+    prepared: _Prepared,
+    started: float,
+    command: str,
+) -> dict[str, Any]:
+    step = trainer.state.global_step
+    if options.patience is not None:
+        step = trainer.best_step() or step
+    weights = trainer.weights_of(step)
+    history = trainer.state.log_history
+    report: dict[str, Any] = {
+        "title": "language model",
+        "command": command,
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "steps": trainer.state.global_step,
+        "step": step,
+        "data": prepared.described,
+        "train_loss": next((entry["loss"] for entry in reversed(history) if "loss" in entry), None),
+        "validation": {k.removeprefix("eval_"): v for k, v in _validation(history, step).items()},
+        "seconds": round(time.perf_counter() - started, 1),
+        "model": str(run.model),
+    }
+    if trainer.is_world_process_zero():
+        run.save_result(trainer.model, weights, prepared.tokenizer)
+        save_json(run.path / "report.json", report)
+    trainer.accelerator.wait_for_everyone()
+    return report
+
+
+def _validation(history: list[dict[str, Any]], step: int) -> dict[str, float]:
+    found = [entry for entry in history if "eval_loss" in entry and entry["step"] == step]
+    return {k: v for k, v in found[-1].items() if k.startswith("eval_")} if found else {}
+
+
+def _arguments(options: LanguageModelOptions, run: LanguageModelRun, validates: bool) -> TrainingArguments:
+    is_cpu = not torch.cuda.is_available()
+    is_distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun sets it
+    schedule, extra = options.schedule, {}
+    if schedule == "cosine":
+        schedule, extra = (
+            "cosine_with_min_lr",
+            {"min_lr": options.lr / 10 if options.min_lr is None else options.min_lr},
+        )
+    elif schedule == "constant":
+        schedule = "constant_with_warmup"
+    return TrainingArguments(
+        output_dir=str(run.checkpoints),
+        max_steps=options.steps,
+        per_device_train_batch_size=options.batch,
+        gradient_accumulation_steps=options.accumulate,
+        learning_rate=options.lr,
+        lr_scheduler_type=schedule,
+        lr_scheduler_kwargs=extra,
+        warmup_steps=options.warmup_steps,
+        weight_decay=options.weight_decay,
+        adam_beta2=options.beta2,
+        max_grad_norm=options.clip,
+        optim="adamw_torch" if options.fsdp else "adamw_torch_fused",
+        bf16=options.bf16,
+        eval_strategy="steps" if validates else "no",
+        eval_steps=options.eval_steps,
+        save_strategy="steps",
+        save_steps=options.save_steps,
+        logging_steps=max(1, min(options.steps // 100, 50)),
+        logging_nan_inf_filter=False,
+        seed=options.seed,
+        ignore_data_skip=True,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        use_cpu=is_cpu,
+        ddp_backend="gloo" if is_cpu and is_distributed else None,
+    )
+
+
+def _config(options: LanguageModelOptions) -> dict[str, Any]:
+    return {
+        "options": options.record(),
+        "versions": versions(),
+        "seed": options.seed,
+        "threads": torch.get_num_threads(),
+        "git_revision": git_revision(),
+    }

@@ -1,0 +1,119 @@
+"""The model that a language model's training begins with."""
+
+from pathlib import Path
+from typing import Any
+
+from neural_layers.distill.recipes.language_model_checkpoint import WEIGHTS, load_weights
+from neural_layers.distill.recipes.language_model_options import LanguageModelOptions
+from neural_layers.distill.text.errors import first_line
+from neural_layers.distill.text.tokenizing import check_fits, fingerprint, load_text_tokenizer
+from neural_layers.errors import InputError
+from neural_layers.models.hybrid import HybridConfig, HybridForCausalLM, attention_every, pure, samba
+
+_FIELDS = {
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "ff": "intermediate_size",
+}
+
+
+def build_model(options: LanguageModelOptions, tokenizer: Any) -> HybridForCausalLM:
+    """A new model of the sizes that the options name, or that of `options.model`.
+
+    Raises: InputError for sizes that do not fit each other, and for a model that cannot be loaded, is no hybrid, has
+    another tokenizer or too short a context.
+    """
+    if options.model is not None:
+        return _given_model(options, tokenizer)
+    return HybridForCausalLM(_config(options, tokenizer))
+
+
+def _config(options: LanguageModelOptions, tokenizer: Any) -> HybridConfig:
+    sizes = {field: value for name, field in _FIELDS.items() if (value := getattr(options, name)) is not None}
+    if "num_attention_heads" in sizes:
+        sizes.setdefault("num_key_value_heads", sizes["num_attention_heads"])
+    try:
+        depth = HybridConfig.preset(options.preset, **sizes, mixers=None).num_hidden_layers
+        return HybridConfig.preset(
+            options.preset,
+            **sizes,
+            mixers=mixers_named(options.mixers, depth),
+            vocab_size=max(tokenizer.get_vocab().values()) + 1,
+            max_position_embeddings=options.context,
+            dropout=options.dropout,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"the model cannot be built: {first_line(error)}") from error
+
+
+def mixers_named(name: str, depth: int) -> list[str]:
+    """The mixer of each of `depth` layers: "hybrid" (every fourth attention, the others Mamba), "samba", one mixer's
+    name for all layers, or one name a layer with commas between. Raises InputError for anything else."""
+    if name == "hybrid":
+        return attention_every(depth)
+    if name == "samba":
+        return samba(depth)
+    names = name.split(",")
+    known = ("mamba", "mamba2", "attention", "sliding_attention")
+    if unknown := [n for n in names if n not in known]:
+        raise InputError(
+            f"--mixers {unknown[0]} is unknown; give hybrid, samba, or one or several of {', '.join(known)}"
+        )
+    if len(names) == 1:
+        return pure(depth, name)
+    if len(names) != depth:
+        raise InputError(f"--mixers names {len(names)} layers and the model has {depth}; name each, or change --layers")
+    return names
+
+
+def load_language_model(folder: Path) -> HybridForCausalLM:
+    """The hybrid model in `folder`, from safetensors alone.
+
+    Raises: InputError for a folder without one, a model of another kind and weights that are broken or do not fit.
+    """
+    import json
+
+    for name in ("config.json", WEIGHTS):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder} holds no {name}; give a folder such as RUN/model")
+    try:
+        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+        if kind != HybridConfig.model_type:
+            raise InputError(f"{folder} holds a model of type {kind}; make it a hybrid by neural-layers convert first")
+        model = HybridForCausalLM(HybridConfig.from_pretrained(folder, local_files_only=True))
+    except InputError:
+        raise
+    # What a broken config raises is anything; whatever it is, the folder cannot be used.
+    except Exception as error:
+        raise InputError(f"the model in {folder} cannot be read: {first_line(error)}") from error
+    load_weights(model, folder)
+    return model
+
+
+def check_tokenizer(folder: Path, model: Any, tokenizer: Any) -> None:
+    """Raise InputError where `tokenizer` is not the one that the model in `folder` was trained with."""
+    check_fits(tokenizer, model.config.vocab_size, str(folder))
+    if (folder / "tokenizer.json").is_file() and fingerprint(load_text_tokenizer(folder)) != fingerprint(tokenizer):
+        raise InputError(
+            f"--tokenizer differs from the tokenizer of the model in {folder}; leave it out to take the model's"
+        )
+
+
+def _given_model(options: LanguageModelOptions, tokenizer: Any) -> HybridForCausalLM:
+    assert options.model is not None
+    model = load_language_model(options.model)
+    check_tokenizer(options.model, model, tokenizer)
+    longest = model.config.max_position_embeddings
+    if options.context > longest:
+        raise InputError(
+            f"--context {options.context} is longer than the {longest} tokens of the model in {options.model}; give "
+            "less, or extend it first (model.extend_context)"
+        )
+    return model

@@ -1,0 +1,113 @@
+"""The text of a language model's training: its sources as tokens, and the tokenizer for them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neural_layers.distill.recipes.language_model_options import LanguageModelOptions
+from neural_layers.distill.recipes.language_model_progress import reading_bar
+from neural_layers.distill.recipes.language_model_trainer import Feed
+from neural_layers.distill.text.feed import BatchPlan, SampledFeed
+from neural_layers.distill.text.reading import ReadingOptions
+from neural_layers.distill.text.sampling import PackedSampler
+from neural_layers.distill.text.sources import Part, Source, parse_sources
+from neural_layers.distill.text.store import TokenStore, default_cache, open_store
+from neural_layers.distill.text.tokenizing import bpe_tokenizer, character_tokenizer, load_text_tokenizer
+from neural_layers.errors import InputError
+
+# A tokenizer learns nothing from more text than this, and would hold all of its words in memory.
+_TOKENIZER_CHARACTERS = 200_000_000
+
+
+@dataclass(frozen=True)
+class LanguageData:
+    """The sources of a run and what their files are read with; `valid` is empty where there is no validation."""
+
+    sources: list[Source]
+    valid: tuple[Part, ...]
+    reading: ReadingOptions
+
+
+def find_data(options: LanguageModelOptions) -> LanguageData:
+    """The sources that the options name. Raises InputError where one cannot be found."""
+    sources = parse_sources(options.data)
+    reading = ReadingOptions(options.text_field, options.document_separator)
+    if options.valid is not None:
+        (given,) = parse_sources([options.valid])
+        # A folder that divides its files gives its validation part to --valid, as it gives the other to --data.
+        return LanguageData(sources, given.valid or given.parts, reading)
+    return LanguageData(sources, tuple(part for source in sources for part in source.valid), reading)
+
+
+def make_tokenizer(options: LanguageModelOptions, data: LanguageData) -> Any:
+    """The tokenizer that the options ask for. Raises InputError for a wrong name, folder or vocabulary."""
+    wanted = options.tokenizer
+    if wanted is None:
+        wanted = "char" if options.model is None else str(options.model)
+    if wanted == "char":
+        return character_tokenizer(_texts(data, options.streaming))
+    if wanted.startswith("bpe:"):
+        if not wanted.removeprefix("bpe:").isdigit():
+            raise InputError(f"--tokenizer {wanted}: write bpe:VOCABULARY with a number, as in bpe:8192")
+        return bpe_tokenizer(_texts(data, options.streaming), int(wanted.removeprefix("bpe:")))
+    return load_text_tokenizer(Path(wanted))
+
+
+def _texts(data: LanguageData, streaming: bool) -> Iterator[str]:
+    # Training text alone: a character of the validation text that training lacks is unknown, as it would be later.
+    characters = 0
+    for source in data.sources:
+        for part in source.parts:
+            for piece in part.read(data.reading, streaming):
+                yield piece.text
+                characters += len(piece.text)
+                if characters > _TOKENIZER_CHARACTERS:
+                    return
+
+
+def cached_tokens(name: str, parts: tuple[Part, ...], tokenizer: Any, data: LanguageData, cache: Path | None) -> Any:
+    """The `TokenStore` of some parts, with a bar while they are tokenized."""
+    bar: Any = None
+
+    def tell(characters: int) -> None:
+        nonlocal bar
+        bar = reading_bar(name) if bar is None else bar
+        bar.update(characters - bar.n)
+
+    try:
+        return open_store(parts, tokenizer, data.reading, cache or default_cache(), tell)
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def open_feed(
+    options: LanguageModelOptions, data: LanguageData, tokenizer: Any, plan: BatchPlan, tell: Callable[[str], None]
+) -> tuple[list[dict[str, Any]], Feed]:
+    """What `config.json` keeps of the training sources, and the batches of this process.
+
+    tell: is called with a line for each source: how much it has, and whether its tokens were in the cache
+    Raises: InputError for weights that do not fit, TextError for text that cannot be read or is too short.
+    """
+    weights = [source.weight for source in data.sources]
+    stores = [cached_tokens(s.name, s.parts, tokenizer, data, options.cache) for s in data.sources]
+    for source, store in zip(data.sources, stores, strict=True):
+        how = "from the cache" if store.reused else "written to the cache"
+        tell(f"{source.name}: {len(store):,} tokens in {len(store.starts):,} documents, {how}")
+    names = [source.name for source in data.sources]
+    sampler = PackedSampler(stores, weights, names, options.context, options.seed)
+    described = [describe(*values) for values in zip(names, weights, stores, strict=True)]
+    return described, SampledFeed(sampler, plan)
+
+
+def describe(name: str, weight: float, store: TokenStore) -> dict[str, Any]:
+    """What `config.json` keeps of a source; it must be the same when the run is continued."""
+    return {
+        "source": name,
+        "weight": weight,
+        "key": store.key,
+        "tokens": len(store),
+        "documents": len(store.starts),
+        "text_bytes": store.text_bytes,
+    }

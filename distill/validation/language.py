@@ -1,0 +1,131 @@
+"""How well a language model predicts a text: loss, perplexity, bits per byte, loss by position."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from neural_layers.distill.files import save_json
+from neural_layers.distill.text.packing import IGNORED, Packed, pack
+from neural_layers.distill.text.sampling import collate
+from neural_layers.distill.text.store import TokenStore
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """The sum of −ln p over the tokens of a text that something predicts, and what it is divided by.
+
+    nats:       the sum
+    predicted:  how many tokens those are: all but the first of each document
+    documents:  how many documents there are
+    text_bytes: their length in UTF-8
+    vocab_size: entries of the vocabulary; the first token of a document, which nothing predicts, costs ln of it in
+                `bits_per_byte`, so that this is the length of a code for the whole text
+    """
+
+    nats: float
+    predicted: int
+    documents: int
+    text_bytes: int
+    vocab_size: int
+
+    @property
+    def loss(self) -> float:
+        """Mean −ln p of the predicted tokens."""
+        return self.nats / max(self.predicted, 1)
+
+    def metrics(self) -> dict[str, float]:
+        """`loss`, `perplexity` (exp of the loss) and `bits_per_byte`."""
+        nats = self.nats + self.documents * math.log(self.vocab_size)
+        perplexity = math.exp(min(self.loss, 700.0))
+        return {"loss": self.loss, "perplexity": perplexity, "bits_per_byte": nats / self.text_bytes / math.log(2)}
+
+
+def windows(store: TokenStore, context: int, stride: int | None = None) -> Iterator[Packed]:
+    """The sequences that together predict every token of the store once, but for the first of each document.
+
+    A sequence begins every `stride` tokens (by default context − 1), and labels are −100 where an earlier sequence has
+    them. With a smaller stride a token has at least context − stride − 1 tokens before it, in documents that long.
+    """
+    stride = context - 1 if stride is None else stride
+    counted, begin, length = 0, 0, len(store)
+    while counted < length:
+        end = min(begin + context, length)
+        first, last = np.searchsorted(store.starts, [begin, end])
+        packed = pack(store.tokens[begin:end], store.starts[first:last] - begin)
+        labels = packed.labels.copy()
+        labels[: max(counted - begin, 0)] = IGNORED
+        yield Packed(packed.input_ids, labels, packed.seq_idx, packed.position_ids)
+        counted, begin = end, begin + stride
+
+
+def batched(sequences: Iterator[Packed], batch: int) -> Iterator[dict[str, Tensor]]:
+    """Batches of equally long sequences; the last of a text, which may be shorter, comes alone."""
+    waiting: list[Packed] = []
+    for sequence in sequences:
+        if waiting and (len(waiting) == batch or len(waiting[0].input_ids) != len(sequence.input_ids)):
+            yield collate(waiting)
+            waiting = []
+        waiting.append(sequence)
+    if waiting:
+        yield collate(waiting)
+
+
+class LanguageValidator:
+    """`validate(model, step) → metrics` of a text, by the model's own loss; every process takes a share of it.
+
+    store, context, batch: the text, and how long and how many the sequences of a forward pass are
+    vocab_size: as in `TextScore`
+    device:     where the batches go
+    rank, world: the process, and how many share the work
+    folder:     where `step-<n>.json` is written with the metrics; None for nowhere
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        context: int,
+        batch: int,
+        vocab_size: int,
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
+        folder: Path | None = None,
+    ) -> None:
+        self.store, self.context, self.batch, self.vocab_size = store, context, batch, vocab_size
+        self.device, self.rank, self.world, self.folder = device, rank, world, folder
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
+        total, rounds = torch.zeros(2, dtype=torch.float64), 0
+        own: dict[str, Tensor] = {}
+        for number, inputs in enumerate(batched(windows(self.store, self.context), self.batch)):
+            rounds = number + 1
+            if number % self.world == self.rank:
+                own = inputs
+                total += self._sums(model, inputs)
+        if self.world > 1 and rounds % self.world and self.rank >= rounds % self.world:
+            # Where parameters are split over the processes, all of them must call the model equally often.
+            self._sums(model, own or inputs)
+        if self.world > 1:
+            total = total.to(self.device)
+            torch.distributed.all_reduce(total)
+        nats, predicted = total.tolist()
+        score = TextScore(nats, int(predicted), len(self.store.starts), self.store.text_bytes, self.vocab_size)
+        metrics = score.metrics()
+        if self.folder is not None:
+            save_json(self.folder / f"step-{step}.json", {"step": step, **metrics})
+        return metrics
+
+    def _sums(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        inputs = {name: value.to(self.device) for name, value in inputs.items()}
+        counted = int((inputs["labels"][:, 1:] != IGNORED).sum())
+        if not counted:
+            inputs["labels"] = inputs["input_ids"]
+        loss = model(**inputs, skip_logits=True).loss.double().item()
+        return torch.tensor([loss * counted if counted else 0.0, counted], dtype=torch.float64)
