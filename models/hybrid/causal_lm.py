@@ -85,7 +85,22 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         # Where there are stop strings, transformers hands the tokenizer on to the model as well.
         kwargs.pop("tokenizer", None)
+        already_read = getattr(kwargs.get("past_key_values"), "already_read", 0)
+        if already_read and kwargs.get("is_first_iteration"):
+            kwargs["next_sequence_length"] = args[0].shape[1] - already_read
         return GenerationMixin.prepare_inputs_for_generation(self, *args, **kwargs)
+
+    def _assisted_decoding(self: Any, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        # transformers would begin by reading the whole prompt, and so what a given cache has read a second time.
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        length = getattr(kwargs["generation_config"], "_mask_length", -1) if mask is None else mask.shape[1]
+        if cache is None or length != input_ids.shape[1]:
+            return GenerationMixin._assisted_decoding(self, input_ids, *args, **kwargs)
+        cache.already_read = cache.get_seq_length()
+        try:
+            return GenerationMixin._assisted_decoding(self, input_ids, *args, **kwargs)
+        finally:
+            cache.already_read = 0
 
     def forward(
         self,
