@@ -1,5 +1,1 @@
-"""Models assembled from the blocks; each is a `transformers` model."""
-
-from neural_layers.errors import require
-
-require("transformers", extra="models")
+"""Models assembled from the blocks; each is a `transformers` model. What serves exported ones needs no transformers."""

@@ -1,5 +1,10 @@
 """The hybrid language model: a decoder whose layers mix by Mamba, Mamba-2, attention or windowed attention."""
 
+from neural_layers.errors import require
+
+require("transformers", extra="models")
+
+# ruff: noqa: E402  (the imports below need it)
 from neural_layers.models.hybrid.cache import HybridCache
 from neural_layers.models.hybrid.causal_lm import HybridForCausalLM
 from neural_layers.models.hybrid.classification import HybridForSequenceClassification

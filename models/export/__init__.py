@@ -1,0 +1,26 @@
+"""ONNX: models as graphs that ONNX Runtime serves, with their state.
+
+`export_onnx(model, folder)` writes and verifies; `OnnxModel(folder)` and `OnnxTranslator(folder)` serve, without
+transformers.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "export_onnx": "export",
+    "VerificationError": "verify",
+    "Check": "verify",
+    "OnnxModel": "onnx_model",
+    "OnnxTranslator": "translator",
+    "OnnxState": "session",
+}
+
+__all__ = ["Check", "OnnxModel", "OnnxState", "OnnxTranslator", "VerificationError", "export_onnx"]
+
+
+def __getattr__(name: str) -> Any:
+    # Exporting needs torch, transformers and onnx; serving needs neither of the last two.
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"neural_layers.models.export.{_HOME[name]}"), name)
