@@ -176,7 +176,7 @@ def _finish(
         "model": str(run.model),
     }
     if trainer.is_world_process_zero():
-        run.save_result(trainer.model, weights, prepared.tokenizer)
+        run.save_result(trainer.model, weights)
         save_json(run.path / "report.json", report)
     trainer.accelerator.wait_for_everyone()
     return report
@@ -224,6 +224,7 @@ def _arguments(options: LanguageModelOptions, run: LanguageModelRun, validates: 
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
         use_cpu=is_cpu,
         ddp_backend="gloo" if is_cpu and is_distributed else None,
     )

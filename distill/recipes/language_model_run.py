@@ -1,13 +1,13 @@
 """The folder of a language model's training, and what of it is continued."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from neural_layers.distill.files import replacing, save_json
 from neural_layers.distill.recipes.language_model_checkpoint import (
     Checkpoint,
-    disk_errors,
     newest_checkpoint,
     remove_leftovers,
     save_model,
@@ -97,11 +97,11 @@ class LanguageModelRun(RunFolder):
         with replacing(self.tokenizer) as beside:
             tokenizer.save_pretrained(beside)
 
-    def save_result(self, model: Any, weights: Any, tokenizer: Any) -> None:
-        """Write the trained model with its tokenizer; `weights` as in `save_model`."""
-        with replacing(self.model) as beside, disk_errors():
+    def save_result(self, model: Any, weights: Any) -> None:
+        """Write the trained model with the run's tokenizer; `weights` as in `save_model`."""
+        with replacing(self.model) as beside:
             save_model(beside, model, weights)
-            tokenizer.save_pretrained(beside)
+            shutil.copytree(self.tokenizer, beside, dirs_exist_ok=True)
 
     def begin(self, config: dict[str, Any]) -> None:
         """Write `config.json`, or compare the data with what it says. Raises InputError where they differ."""

@@ -8,6 +8,7 @@ from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
+    set_model_state_dict,
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
@@ -30,6 +31,11 @@ def shard(model: Any, device: torch.device) -> None:
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     """The state dict with whole tensors, on the first process (empty on the others). All processes must call it."""
     return get_model_state_dict(model, options=_WHOLE)
+
+
+def load_sharded_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load whole tensors, which every process has, into a model that is split."""
+    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
 
 
 def whole_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from neural_layers.distill.recipes.language_model_checkpoint import (
 )
 from neural_layers.distill.recipes.language_model_sharding import (
     load_sharded_optimizer,
+    load_sharded_weights,
     shard,
     whole_optimizer,
     whole_weights,
@@ -176,14 +177,12 @@ class LanguageModelTrainer(Trainer):
             if found is None:
                 raise ValueError(f"{resume_from_checkpoint} is no complete checkpoint")
             self._checkpoint: Checkpoint = found
-            if not self.fsdp:
-                load_weights(self.model, found.folder)
+            self._load_weights(found)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def restore_finished(self, checkpoint: Checkpoint) -> None:
         """Take over a checkpoint that was the last of its training: there is nothing left to train."""
-        if not self.fsdp:
-            load_weights(self.model, checkpoint.folder)
+        self._load_weights(checkpoint)
         self.state = TrainerState.load_from_json(str(checkpoint.folder / TRAINER_STATE))
 
     def weights_of(self, step: int) -> dict[str, Tensor] | None:
@@ -192,6 +191,12 @@ class LanguageModelTrainer(Trainer):
         if step == self.state.global_step and not self.fsdp:
             return None
         return load_file(Path(self.args.output_dir) / f"checkpoint-{step}" / WEIGHTS)
+
+    def _load_weights(self, checkpoint: Checkpoint) -> None:
+        if self.fsdp:
+            load_sharded_weights(self.model, load_file(checkpoint.folder / WEIGHTS))
+        else:
+            load_weights(self.model, checkpoint.folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Done in `train`, before the model is wrapped."""
