@@ -112,7 +112,7 @@ def _trainer(
         validate = LanguageValidator(
             prepared.valid,
             options.context,
-            max(1, plan.own),
+            max(plan.own, 4096 // options.context),
             model.config.vocab_size,
             arguments.device,
             plan.rank,

@@ -76,6 +76,59 @@ def batched(sequences: Iterator[Packed], batch: int) -> Iterator[dict[str, Tenso
         yield collate(waiting)
 
 
+class TextScorer:
+    """Adds up −ln p of every predicted token, and apart by how many tokens of its document came before it.
+
+    model: with `model` and `lm_head`, as `HybridForCausalLM` has. device: where it is. context: the longest sequence
+    """
+
+    def __init__(self, model: Any, device: torch.device, context: int) -> None:
+        self.model, self.device = model, device
+        # Positions 1, 2–3, 4–7, …: each twice as long as the last.
+        self._nats = torch.zeros(max(context - 1, 1).bit_length(), dtype=torch.float64)
+        self._counts = torch.zeros_like(self._nats)
+        self._context = context
+
+    @torch.no_grad()
+    def add(self, inputs: dict[str, Tensor]) -> None:
+        """Score a batch as `batched` gives it."""
+        labels = inputs["labels"][:, 1:]
+        own = {name: value.to(self.device) for name, value in inputs.items() if name != "labels"}
+        hidden = self.model.model(**own).last_hidden_state[:, :-1]
+        position = inputs.get("position_ids", torch.arange(inputs["input_ids"].shape[1]).expand_as(inputs["input_ids"]))
+        is_counted = labels != IGNORED
+        losses = [
+            torch.nn.functional.cross_entropy(self.model.lm_head(states).float(), targets, reduction="none").cpu()
+            for states, targets in zip(
+                hidden[is_counted.to(self.device)].split(1024),
+                labels[is_counted].to(self.device).split(1024),
+                strict=True,
+            )
+        ]
+        if losses:
+            bucket = position[:, 1:][is_counted].double().log2().floor().long()
+            self._nats.index_add_(0, bucket, torch.cat(losses).double())
+            self._counts.index_add_(0, bucket, torch.ones(len(bucket), dtype=torch.float64))
+
+    def score(self, documents: int, text_bytes: int) -> TextScore:
+        """The sum so far, of a text of so many documents and bytes."""
+        predicted, vocab_size = int(self._counts.sum()), self.model.config.vocab_size
+        return TextScore(float(self._nats.sum()), predicted, documents, text_bytes, vocab_size)
+
+    def by_position(self) -> list[dict[str, float]]:
+        """The mean loss of the tokens that had `first` to `last` tokens of their document before them."""
+        return [
+            {
+                "first": 2**i,
+                "last": min(2 ** (i + 1), self._context) - 1,
+                "loss": float(nats / count),
+                "tokens": int(count),
+            }
+            for i, (nats, count) in enumerate(zip(self._nats.tolist(), self._counts.tolist(), strict=True))
+            if count
+        ]
+
+
 class LanguageValidator:
     """`validate(model, step) → metrics` of a text, by the model's own loss; every process takes a share of it.
 

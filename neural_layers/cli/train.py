@@ -35,7 +35,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--document-separator",
         metavar="TEXT",
-        type=_unescaped,
+        type=unescaped,
         help=r"what divides .txt files into documents (\n, \t and \\ are understood); default: a file is a document",
     )
     group.add_argument("--streaming", action="store_true", help="never hold the training data or its tokens")
@@ -85,7 +85,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=int, metavar="N", help="of the CPU; the same bits need the same number")
 
 
-def _unescaped(text: str) -> str:
+def unescaped(text: str) -> str:
+    """The text with \\n, \\t and \\\\ read as in a string."""
     return text.replace(r"\\", "\0").replace(r"\n", "\n").replace(r"\t", "\t").replace("\0", "\\")
 
 
