@@ -42,14 +42,16 @@ class Shared:
 
         return self._once("kept", make)
 
-    def padding_bias(self) -> str:
-        """What is added to scores where only padding is hidden: (B, 1, 1, S)."""
+    def padding_bias(self, mask: str) -> str:
+        """What is added to scores where only padding is hidden, by a mask (B, S) of the keys: (B, 1, T, S)."""
 
         def make() -> str:
-            seen = self.g.op("Unsqueeze", self.g.op("Cast", self.mask, to=BOOL), [1, 2])
-            return self.g.op("Where", seen, 0.0, HIDDEN)
+            g = self.g
+            seen = g.op("Unsqueeze", g.op("Cast", mask, to=BOOL), [1, 2])
+            # Spelled out for each query: ONNX Runtime's Attention does not broadcast that dimension.
+            return g.op("Expand", g.op("Where", seen, 0.0, HIDDEN), g.concat([1, 1], self.length, [1]))
 
-        return self._once("padding", make)
+        return self._once(("padding", mask), make)
 
     def causal_bias(self, window: int | None, alibi_heads: int | None) -> str:
         """What is added to scores: HIDDEN for keys after the query, beyond the window or padding, else ALiBi or 0.
@@ -143,7 +145,7 @@ def self_attention(
     window, counts = mixer.attention.window, {"q_num_heads": heads, "kv_num_heads": groups}
     alibi = mixer.attention.alibi_heads
     if states is None:
-        bias = shared.causal_bias(window, alibi) if mixer.attention.causal else shared.padding_bias()
+        bias = shared.causal_bias(window, alibi) if mixer.attention.causal else shared.padding_bias(shared.mask)
         y = g.op("Attention", q, key, value, bias, **counts)
     else:
         dims = ("past", "total") if window is None else (f"past_of_{window}", f"kept_of_{window}")
@@ -178,7 +180,7 @@ def context_keys(g: Graph, weights: Weights, cross: CrossAttention, context: str
 def cross_attention(
     g: Graph, weights: Weights, cross: CrossAttention, x: str, keys_values: tuple[str, str], bias: str
 ) -> str:
-    """Attention to keys and values of `context_keys`; bias (B, 1, 1, S) hides the context's padding."""
+    """Attention to keys and values of `context_keys`; bias (B, 1, T, S) hides the context's padding."""
     q = g.op("Reshape", weights.linear(g, x, cross.q_proj), [0, 0, cross.num_heads, cross.head_dim])
     y = g.op("Attention", g.op("Transpose", q, perm=[0, 2, 1, 3]), *keys_values, bias)
     y = g.op("Reshape", g.op("Transpose", y, perm=[0, 2, 1, 3]), [0, 0, cross.num_heads * cross.head_dim])

@@ -34,17 +34,17 @@ def export_onnx(
               `CVMForConditionalGeneration`: `encoder.onnx` and `decoder.onnx`. Computed in float32 whatever its dtype.
     path:     the folder, made where it is not there. It also gets config.json, generation_config.json and the
               tokenizer's files.
-    quantize: None for standard operators alone; "int8" or "int4" for weights in blocks of at most 64 with a scale each
+    quantize: None for standard operators alone; "int8" or "int4" for weights in blocks of at most 64 that share a scale
               (`MatMulNBits` and `GatherBlockQuantized` of ONNX Runtime)
-    verify:   compare logits and every state with the model at lengths 1, 2, 63, 64, 65, 128 and beyond each window, with
-              and without a state before, for one row and for three with padding on the left. Quantized graphs are
+    verify:   compare logits and every state with the model at lengths 1, 2, 63, 64, 65, 128 and past each window,
+              with and without a state before, for one row and for three with padding on the left. Quantized graphs are
               compared with a copy of the model whose weights are rounded in the same way.
     tokenizer: one of transformers' (or its folder); by default the files beside the weights that the model came from
     external_data: weights in a file of their own; by default those of more than 2 GB
     tell:     is called with each `Check` as it is made
 
-    Files are written to a temporary folder inside `path`, verified there, and moved: what stood there before stays until
-    then. Returns what was checked.
+    Files are written to a temporary folder inside `path`, verified there, and moved: what stood there stays
+    until then. Returns what was checked.
     Raises VerificationError for a graph that differs, and then leaves nothing; InputError for a model or part that
     cannot be exported and for an unknown `quantize`; ImportError without the extra `onnx`.
     """

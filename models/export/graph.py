@@ -100,6 +100,10 @@ class Graph:
         """The last `count` entries along an axis, or all where there are fewer."""
         return self.op("Slice", value, [-count] if count else [END], [END], [axis])
 
+    def tail_of(self, value: str, count: str, axis: int) -> str:
+        """The last `count` (1,) entries along an axis."""
+        return self.op("Slice", value, self.op("Neg", count), [END], [axis])
+
     def concat(self, *values: Value, axis: int = 0) -> str:
         return self.op("Concat", *values, axis=axis)
 

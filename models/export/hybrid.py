@@ -9,7 +9,7 @@ from onnx import ModelProto, TensorProto
 
 from neural_layers.models.export.attention import Shared, rms_norm
 from neural_layers.models.export.block import block
-from neural_layers.models.export.graph import END, Graph
+from neural_layers.models.export.graph import Graph
 from neural_layers.models.export.state import States, StateTensor
 from neural_layers.models.export.weights import Weights
 
@@ -36,7 +36,7 @@ def hybrid_graph(model: Any, quantize: str | None = None) -> tuple[ModelProto, l
     for i, layer in enumerate(decoder.layers):
         states.layer = i
         x = block(g, weights, layer, x, shared, states)
-    x = g.op("Slice", x, g.op("Neg", keep), [END], [1])
+    x = g.tail_of(x, keep, 1)
     x = rms_norm(g, weights, decoder.norm, x)
     logits = weights.head(g, x, model.lm_head, decoder.embed_tokens)
     g.output(logits, "logits", TensorProto.FLOAT, ("batch", "kept", model.config.vocab_size), first=True)

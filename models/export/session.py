@@ -120,3 +120,20 @@ class StateSession:
         logits: np.ndarray = made[self.outputs.index("logits")].numpy()
         del tensors[PAST + "logits"[len(NEW) :]]
         return logits, replace(state, mask=mask, tensors=tensors)
+
+
+class Encoder:
+    """Runs an encoder's graph: sources in, the decoder's further inputs out."""
+
+    def __init__(self, session: Any) -> None:
+        import onnxruntime
+
+        self.session = session
+        self._value = onnxruntime.OrtValue.ortvalue_from_numpy
+        self.outputs = [made.name for made in session.get_outputs()]
+
+    def run(self, ids_BS: np.ndarray, mask_BS: np.ndarray) -> dict[str, Any]:
+        """Keys and values of the source for each layer of the decoder, and its mask."""
+        feed = {"input_ids": self._value(ids_BS), "attention_mask": self._value(mask_BS)}
+        made = self.session.run_with_ort_values(self.outputs, feed)
+        return {**dict(zip(self.outputs, made, strict=True)), "context_mask": feed["attention_mask"]}

@@ -17,8 +17,8 @@ from neural_layers.models.export.state import StateTensor
 
 QUANTIZED = 0.25
 # float32: the largest difference over the largest magnitude; measured 4e-6 at 8 layers. Quantized weights are compared
-# with a model whose weights are rounded alike: what is left is the rounding of activations to 8 bits, a noise that layers
-# add up and that is measured by its root mean square. A wrong graph is wrong by about 1.
+# with a model whose weights are rounded alike: what is left is the rounding of activations to 8 bits, a noise that
+# layers add up and that is measured by its root mean square. A wrong graph is wrong by about 1.
 TOLERANCE = {None: 1e-4, "int8": QUANTIZED, "int4": QUANTIZED}
 BEFORE = 7  # tokens of the state that continuations start from: neither a chunk nor a window
 
@@ -52,7 +52,7 @@ def verify_hybrid(
     quantize: str | None,
     tell: Callable[[Check], None] = lambda check: None,
 ) -> list[Check]:
-    """Compare logits and states at each of `lengths`, with and without a state before, for 1 row and for 3 with padding.
+    """Compare logits and states at each of `lengths`, with and without a state before, for 1 row and 3 with padding.
 
     Raises VerificationError at the first output that differs by more than `TOLERANCE[quantize]`.
     """
