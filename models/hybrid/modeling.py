@@ -35,6 +35,11 @@ class HybridPreTrainedModel(PreTrainedModel):
     # Recurrent layers go back by snapshot and replay (see `HybridCache`), so assisted decoding is allowed.
     _is_stateful = False
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # For code outside of it transformers passes over modules whose own parameters are loaded, or that have none.
+        # `_init_weights` here respects what is loaded, parameter by parameter, and wants to see every module.
+        super()._initialize_weights(module, False)
+
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, nn.Conv1d):
