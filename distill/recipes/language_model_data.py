@@ -13,6 +13,7 @@ from neural_layers.distill.text.reading import ReadingOptions
 from neural_layers.distill.text.sampling import PackedSampler
 from neural_layers.distill.text.sources import Part, Source, parse_sources
 from neural_layers.distill.text.store import TokenStore, default_cache, open_store
+from neural_layers.distill.text.streaming import SourceStream, StreamedFeed
 from neural_layers.distill.text.tokenizing import bpe_tokenizer, character_tokenizer, load_text_tokenizer
 from neural_layers.errors import InputError
 
@@ -90,15 +91,34 @@ def open_feed(
     tell: is called with a line for each source: how much it has, and whether its tokens were in the cache
     Raises: InputError for weights that do not fit, TextError for text that cannot be read or is too short.
     """
-    weights = [source.weight for source in data.sources]
+    weights, names = [source.weight for source in data.sources], [source.name for source in data.sources]
+    if options.streaming:
+        streams = [
+            SourceStream(source, tokenizer, data.reading, options.context, options.seed, number)
+            for number, source in enumerate(data.sources)
+        ]
+        for stream in streams:
+            stream.check()
+        return [_outline(source) for source in data.sources], StreamedFeed(streams, weights, plan, options.seed)
     stores = [cached_tokens(s.name, s.parts, tokenizer, data, options.cache) for s in data.sources]
     for source, store in zip(data.sources, stores, strict=True):
         how = "from the cache" if store.reused else "written to the cache"
         tell(f"{source.name}: {len(store):,} tokens in {len(store.starts):,} documents, {how}")
-    names = [source.name for source in data.sources]
     sampler = PackedSampler(stores, weights, names, options.context, options.seed)
     described = [describe(*values) for values in zip(names, weights, stores, strict=True)]
     return described, SampledFeed(sampler, plan)
+
+
+def _outline(source: Source) -> dict[str, Any]:
+    """As `describe`, of a source that is streamed: names and sizes of its files, as it is not read beforehand."""
+    paths = [Path(part.name) for part in source.parts]
+    sizes = [path.stat().st_size if path.is_file() else None for path in paths]
+    return {
+        "source": source.name,
+        "weight": source.weight,
+        "parts": [part.name for part in source.parts],
+        "sizes": sizes,
+    }
 
 
 def describe(name: str, weight: float, store: TokenStore) -> dict[str, Any]:
