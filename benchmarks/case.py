@@ -114,13 +114,14 @@ class Case:
     """An op with one set of options, over sizes.
 
     name:   unique; the op's own name where it has one case
-    op:     a name of `neural_layers.functional`
+    op:     a name of `neural_layers.functional`, or of what `ours` does
     about:  what is compared, one line
     axis:   the dimension that the plot runs over
     make:   the op's keyword arguments at a size
     leaves: those that get a gradient; empty where backward is not measured
     tiny, quick, full, cuda: the sizes of the tests, of `--quick`, of a recording, and of both on CUDA
     dtypes: of the inputs, by kind of device
+    ours:    our contenders where the case is no op but something that models do; the first is the default
     compare: as in `Call`
     largest_difference: above this share of the largest output, contenders do not compute the same
     untimed: the reason in words why only memory is measured at a size with an effort, or None
@@ -137,6 +138,7 @@ class Case:
     full: tuple[Size, ...]
     cuda: tuple[Size, ...] = ()
     peers: tuple[Peer, ...] = ()
+    ours: tuple[Peer, ...] = ()
     limit: Limit | None = None
     dtypes: Mapping[str, torch.dtype] = field(default_factory=lambda: {"cpu": torch.float32, "cuda": torch.bfloat16})
     compare: Callable[[Any], Tensor] = Call.compare

@@ -20,7 +20,11 @@ class Backends:
 
 
 def backends(case: Case, inputs: Inputs, device: str) -> Backends:
-    """Which of the op's backends can run these arguments."""
+    """Which of the op's backends can run these arguments; or which of a case's own contenders."""
+    if case.ours:
+        absent = {peer.name: peer.absence(device, "full") for peer in case.ours}
+        timed = tuple(name for name, reason in absent.items() if reason is None)
+        return Backends(timed[0], timed, {name: reason for name, reason in absent.items() if reason is not None}, {})
     explanation = neural_layers.explain(case.op, **inputs)
     timed, reasons = [], {}
     for name in (explanation.backend, *explanation.reasons):
@@ -53,7 +57,10 @@ def ours(backend: str) -> str:
 def prepare(case: Case, inputs: Inputs, name: str) -> Call:
     """The call of a contender; raises whatever its library raises."""
     if name.startswith(OURS):
-        backend, op = name.removeprefix(f"{OURS} "), getattr(F, case.op)
+        backend = name.removeprefix(f"{OURS} ")
+        if case.ours:
+            return next(peer for peer in case.ours if peer.name == backend).prepare(inputs)
+        op = getattr(F, case.op)
         leaves = tuple(inputs[leaf] for leaf in case.leaves)
         return Call(lambda: op(**inputs, backend=backend), leaves, case.compare)
     return next(peer for peer in case.peers if peer.name == name).prepare(inputs)

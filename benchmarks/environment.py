@@ -15,7 +15,7 @@ import neural_layers
 
 PACKAGES = (
     "numpy", "transformers", "triton", "mambapy", "bitsandbytes", "mamba-ssm", "causal-conv1d", "flash-attn",
-    "liger-kernel", "matplotlib",
+    "liger-kernel", "onnxruntime", "matplotlib",
 )  # fmt: skip
 # Of a processor's flags, those that say how wide and on what types it computes.
 _FLAGS = re.compile(r"sse4_2|avx.*|fma|f16c|amx.*|asimd.*|sve.*|bf16|i8mm")

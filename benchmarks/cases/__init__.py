@@ -4,6 +4,7 @@ from neural_layers.benchmarks.case import Case
 from neural_layers.benchmarks.cases import (
     apply_rotary,
     causal_conv1d,
+    decode,
     flash_attention,
     four_bit,
     gates,
@@ -18,14 +19,14 @@ from neural_layers.errors import InputError
 
 _FILES = (
     selective_scan, ssd_scan, causal_conv1d, flash_attention, apply_rotary, rms_norm, gates, four_bit, linear,
-    linear_cross_entropy, linear_kl_div,
+    linear_cross_entropy, linear_kl_div, decode,
 )  # fmt: skip
 
 CASES: dict[str, Case] = {case.name: case for file in _FILES for case in file.CASES}
 
 
 def ops() -> tuple[str, ...]:
-    """The ops that have a benchmark, in the table's order."""
+    """The ops, and what models do, that have a benchmark, in the table's order."""
     return tuple(dict.fromkeys(case.op for case in CASES.values()))
 
 
