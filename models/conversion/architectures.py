@@ -15,21 +15,26 @@ from neural_layers.models.hybrid import HybridConfig
 @dataclass(frozen=True)
 class Architecture:
     """fields: from a config to the fields of `HybridConfig`. name: from a tensor's name to ours, or to None for a
-    tensor that is not needed. has_wide_residual: whether the config has `residual_in_fp32`."""
+    tensor that is not needed. original: back from ours. has_wide_residual: whether the config has residual_in_fp32."""
 
     fields: Callable[[Any], dict[str, Any]]
     name: Callable[[str], str | None]
+    original: Callable[[str], str]
     has_wide_residual: bool = False
 
 
 ARCHITECTURES = {
-    "llama": Architecture(decoders.llama, decoders.decoder_name),
-    "mistral": Architecture(decoders.mistral, decoders.decoder_name),
-    "qwen2": Architecture(decoders.qwen2, decoders.decoder_name),
-    "qwen3": Architecture(decoders.qwen3, decoders.decoder_name),
-    "mamba": Architecture(recurrent.mamba, recurrent.recurrent_name, has_wide_residual=True),
-    "mamba2": Architecture(recurrent.mamba2, recurrent.recurrent_name, has_wide_residual=True),
-    "neural_hybrid": Architecture(lambda config: config.to_dict(), lambda name: name),
+    "llama": Architecture(decoders.llama, decoders.decoder_name, decoders.decoder_original),
+    "mistral": Architecture(decoders.mistral, decoders.decoder_name, decoders.decoder_original),
+    "qwen2": Architecture(decoders.qwen2, decoders.decoder_name, decoders.decoder_original),
+    "qwen3": Architecture(decoders.qwen3, decoders.decoder_name, decoders.decoder_original),
+    "mamba": Architecture(
+        recurrent.mamba, recurrent.recurrent_name, recurrent.recurrent_original, has_wide_residual=True
+    ),
+    "mamba2": Architecture(
+        recurrent.mamba2, recurrent.recurrent_name, recurrent.recurrent_original, has_wide_residual=True
+    ),
+    "neural_hybrid": Architecture(lambda config: config.to_dict(), str, str),
 }
 
 

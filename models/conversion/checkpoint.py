@@ -16,7 +16,7 @@ from neural_layers.errors import InputError
 from neural_layers.models.conversion.architectures import architecture_of
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-SECONDS_UNTIL_PROGRESS = 2.0
+_SECONDS_UNTIL_PROGRESS = 2.0
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ def checkpoint_of_model(model: PreTrainedModel) -> Checkpoint:
     origin = type(model).__name__
     if any(tensor.is_meta for tensor in tensors.values()):
         raise InputError(f"{origin} lies on the meta device and has no weights; load them first")
-    return Checkpoint(model.config, tensors, model.dtype, model.generation_config, origin)
+    generation = getattr(model, "generation_config", None)
+    return Checkpoint(model.config, tensors, model.dtype, generation, origin)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -50,14 +51,15 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     files = _files_of_tensors(folder)
     sizes = {file: (folder / file).stat().st_size for file in files}
     tensors: dict[str, Tensor] = {}
-    with tqdm(
+    bar = tqdm(
         total=sum(sizes.values()),
         unit="B",
         unit_scale=True,
         desc=folder.name,
-        delay=SECONDS_UNTIL_PROGRESS,
+        delay=_SECONDS_UNTIL_PROGRESS,
         disable=None,
-    ) as bar:
+    )
+    with bar:
         for file, names in files.items():
             for name, tensor in _tensors(folder / file, names):
                 tensors[name] = tensor
@@ -76,7 +78,7 @@ def read_config(folder: Path) -> Any:
     architecture_of(model_type)
     # What a config finds wrong with its fields is raised as different errors; each says what is wrong.
     try:
-        return CONFIG_MAPPING[model_type].from_dict(content)
+        return CONFIG_MAPPING[model_type].from_pretrained(folder, local_files_only=True)
     except Exception as error:
         raise InputError(f"{folder / 'config.json'}: {first_line(error)}") from error
 

@@ -49,6 +49,13 @@ def decoder_name(name: str) -> str | None:
     return name
 
 
+def decoder_original(name: str) -> str:
+    """The name that one of our tensors has there."""
+    for theirs, ours in _BRANCHES.items():
+        name = name.replace(f".{ours}.", f".{theirs}.")
+    return name
+
+
 def _decoder(config: Any) -> dict[str, Any]:
     expect(config, "hidden_act", ("silu", "swish"))
     sizes = ("intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")

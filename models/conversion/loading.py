@@ -1,6 +1,7 @@
 """Weights of other models in a `HybridForCausalLM`."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,20 @@ def from_transformers(
         raise InputError(f"from_transformers takes a model of transformers or a folder, not {type(model).__name__}")
     dtype = checkpoint.dtype if dtype is None else dtype
     config = hybrid_config(checkpoint.config, dtype)
-    return assemble(config, _renamed(checkpoint), checkpoint.origin, checkpoint.generation_config)
+    original = architecture_of(checkpoint.config.model_type).original
+    return assemble(config, _renamed(checkpoint), checkpoint.origin, checkpoint.generation_config, original)
 
 
 def assemble(
-    config: HybridConfig, tensors: dict[str, Tensor], origin: str, generation_config: GenerationConfig | None = None
+    config: HybridConfig,
+    tensors: dict[str, Tensor],
+    origin: str,
+    generation_config: GenerationConfig | None = None,
+    original: Callable[[str], str] = str,
 ) -> HybridForCausalLM:
     """A model of these tensors, copied to the dtype of `config` without a second model in memory meanwhile.
 
+    origin and original: what an error calls the model, and a tensor by our name.
     Raises InputError that names the first tensor which is missing, unexpected or of another shape.
     """
     with torch.device("meta"), no_init_weights():
@@ -58,7 +65,7 @@ def assemble(
     if config.tie_word_embeddings:
         del expected[_HEAD]
         tensors = _without_tied_head(tensors, origin)
-    _check_tensors(expected, tensors, origin)
+    _check_tensors(expected, tensors, origin, original)
     model.load_state_dict(
         {name: _copy(tensor, config.dtype) for name, tensor in tensors.items()}, strict=False, assign=True
     )
@@ -94,16 +101,19 @@ def _without_tied_head(tensors: dict[str, Tensor], origin: str) -> dict[str, Ten
     return {name: tensor for name, tensor in tensors.items() if name != _HEAD}
 
 
-def _check_tensors(expected: dict[str, tuple[int, ...]], tensors: dict[str, Tensor], origin: str) -> None:
+def _check_tensors(
+    expected: dict[str, tuple[int, ...]], tensors: dict[str, Tensor], origin: str, original: Callable[[str], str]
+) -> None:
     missing = [name for name in expected if name not in tensors]
     unexpected = [name for name in tensors if name not in expected]
     for names, what in ((missing, "lacks"), (unexpected, "holds what its config has no place for:")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise InputError(f"{origin} {what} {names[0]}{more}")
+            raise InputError(f"{origin} {what} {original(names[0])}{more}")
     for name, shape in expected.items():
-        if tuple(tensors[name].shape) != shape:
-            raise InputError(f"{origin}: {name} has shape {tuple(tensors[name].shape)}; its config says {shape}")
+        given = tuple(tensors[name].shape)
+        if given != shape:
+            raise InputError(f"{origin}: {original(name)} has shape {given}; its config says {shape}")
 
 
 def _copy(tensor: Tensor, dtype: Any) -> Tensor:

@@ -7,8 +7,8 @@ from neural_layers.models.conversion.fields import SHARED, expect, take
 # These models have no limit of their own, and a config here has one.
 UNLIMITED = 1 << 30
 _NAMES = {
-    "backbone.embeddings.weight": "model.embed_tokens.weight",
     "backbone.embedding.weight": "model.embed_tokens.weight",  # in checkpoints of the reference code
+    "backbone.embeddings.weight": "model.embed_tokens.weight",
     "backbone.norm_f.weight": "model.norm.weight",
 }
 
@@ -50,6 +50,13 @@ def recurrent_name(name: str) -> str | None:
         inner = ["mixer", "norm"] if parts[3] == "norm" else ["mixer", "inner"]
         return ".".join(["model", "layers", parts[2], *inner, *parts[4:]])
     return _NAMES.get(name, name)
+
+
+def recurrent_original(name: str) -> str:
+    """The name that one of our tensors has there."""
+    names = {ours: theirs for theirs, ours in _NAMES.items()}
+    layer = name.replace(".mixer.norm.", ".norm.").replace(".mixer.inner.", ".mixer.")
+    return names.get(name, layer.replace("model.layers.", "backbone.layers."))
 
 
 def _decoder(config: Any, mixer: str) -> dict[str, Any]:
