@@ -145,6 +145,13 @@ def remove_old(folder: Path, keep: int, best: int | None) -> None:
             shutil.rmtree(away)
 
 
+def remove_newer(folder: Path, step: int) -> None:
+    """Remove the checkpoints behind `step`, which is the last that is complete."""
+    for path in folder.glob("checkpoint-*"):
+        if (m := _name(path)) and int(m[1]) > step:
+            shutil.rmtree(path)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what a killed process left of a checkpoint or a model that it was writing or removing."""
     for path in (*folder.glob(".*.part"), *folder.glob(".*.old")):

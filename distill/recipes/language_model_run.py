@@ -10,6 +10,7 @@ from neural_layers.distill.recipes.language_model_checkpoint import (
     Checkpoint,
     newest_checkpoint,
     remove_leftovers,
+    remove_newer,
     save_model,
 )
 from neural_layers.distill.recipes.language_model_options import LanguageModelOptions
@@ -85,10 +86,12 @@ class LanguageModelRun(RunFolder):
         self.path.mkdir(parents=True, exist_ok=True)
         for folder in (self.path, self.checkpoints):
             remove_leftovers(folder)
+        remove_newer(self.checkpoints, self._step)
+        if self.model.exists():
+            shutil.rmtree(self.model)  # written, but not yet reported: it is written again
         log = self.path / "train_log.jsonl"
         if log.is_file():
-            step = 0 if self.checkpoint is None else self.checkpoint.step
-            kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+            kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _step(line) <= self._step]
             with replacing(log) as beside:
                 beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
@@ -112,6 +115,10 @@ class LanguageModelRun(RunFolder):
                 f"the data has changed since the run in {self.path} began; continue with the same data, or give "
                 "another --out"
             )
+
+    @property
+    def _step(self) -> int:
+        return 0 if self.checkpoint is None else self.checkpoint.step
 
     def _read_config(self) -> dict[str, Any] | None:
         file = self.path / "config.json"
