@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -108,7 +109,8 @@ def _replaced(original: HybridForCausalLM, config: HybridConfig, layer: int) -> 
             f"layer {layer} is wrapped or quantized ({type(attention).__name__} of {type(attention.q_proj).__name__}); "
             "merge adapters and dequantize before converting"
         )
-    mixer: Any = build_mixer(config, layer, config.rotary())
+    with torch.random.fork_rng(devices=[]):  # what it draws is written over
+        mixer: Any = build_mixer(config, layer, config.rotary())
     mixer.to(device=original.device, dtype=original.dtype)
     carry(attention, mixer, branch.norm.weight.detach())
     return mixer.state_dict()
