@@ -3,7 +3,7 @@
 `python -m benchmarks` in a checkout, `neural-layers bench` where the package is installed.
 """
 
-from neural_layers.benchmarks.cases import CASES, ops
+from neural_layers.benchmarks.cases import CASES, default_ops, ops
 from neural_layers.benchmarks.run import run_benchmarks
 
-__all__ = ["CASES", "ops", "run_benchmarks"]
+__all__ = ["CASES", "default_ops", "ops", "run_benchmarks"]

@@ -55,31 +55,30 @@ def eager(inputs: Inputs) -> Call:
 def onnx(inputs: Inputs, quantize: str | None) -> Call:
     """The exported model in ONNX Runtime."""
     from neural_layers.models.export import OnnxModel, export_onnx
+    from neural_layers.models.export.stepper import Stepper
 
     with tempfile.TemporaryDirectory() as folder:
         export_onnx(inputs["model"], folder, quantize=quantize, verify=False)
         model = OnnxModel(folder, threads=torch.get_num_threads())
-    logits, start = model.forward(inputs["prompt"].cpu().numpy(), keep=1)
-    first, one = logits[:, -1].argmax(-1, keepdims=True), np.ones((1, 1), np.int64)
+    logits, state = model.forward(inputs["prompt"].cpu().numpy(), keep=1)
+    first = logits[:, -1].argmax(-1, keepdims=True)
 
     def run() -> Tensor:
-        made, token, state = [], first, start
+        step, made, token = Stepper(model.session, state), [], first
         for _ in range(inputs["tokens"]):
-            logits, state = model.session.run(token, one, state, 1)
-            token = logits[:, -1].argmax(-1, keepdims=True)
+            token = step(token).argmax(-1, keepdims=True)
             made.append(token)
         return torch.from_numpy(np.concatenate(made, axis=1))
 
     return Call(run, compare=count)
 
 
-def jamba(inputs: Inputs) -> Call:
+def jamba_of(config: Any) -> Any:
     """transformers' Jamba: as many layers of either kind in the same places, of the same widths, without experts."""
     from transformers import JambaConfig, JambaForCausalLM
 
-    config = inputs["model"].config
     mixers = config.mixers
-    model = JambaForCausalLM(
+    return JambaForCausalLM(
         JambaConfig(
             vocab_size=config.vocab_size, hidden_size=config.hidden_size, intermediate_size=config.intermediate_size,
             num_hidden_layers=config.num_hidden_layers, num_attention_heads=config.num_attention_heads,
@@ -88,7 +87,12 @@ def jamba(inputs: Inputs) -> Call:
             attn_layer_period=len(mixers) // mixers.count("attention"), attn_layer_offset=mixers.index("attention"),
             num_experts=1, num_experts_per_tok=1, expert_layer_period=2, expert_layer_offset=1, pad_token_id=0,
         )
-    ).eval().to(inputs["prompt"].device, inputs["model"].dtype)  # fmt: skip
+    )  # fmt: skip
+
+
+def jamba(inputs: Inputs) -> Call:
+    """transformers' Jamba, a token at a time."""
+    model = jamba_of(inputs["model"].config).eval().to(inputs["prompt"].device, inputs["model"].dtype)
     cache, first = _read(model, inputs)
     # Its cache is written in place.
     return Call(lambda: _decode(model, copy.deepcopy(cache), first, inputs["tokens"]), compare=count)

@@ -13,7 +13,9 @@ def add(subcommands: Any) -> None:
         help="measure ops beside other libraries' in the same run",
         description="Time every backend of an op and its peers in turns, measure their memory, print tables.",
     )
-    parser.add_argument("ops", nargs="*", metavar="OP", help="an op of neural_layers.functional; default: all")
+    parser.add_argument(
+        "ops", nargs="*", metavar="OP", help="an op of neural_layers.functional, decode or train_step; default: all ops"
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
     parser.add_argument("--quick", action="store_true", help="fewer sizes and repeats: under three minutes for all ops")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the CPU; default: 1")
@@ -34,7 +36,7 @@ def run_bench(options: argparse.Namespace) -> int:
     require("rich", "matplotlib", extra="bench")
     # Before it is imported: that it runs without its CUDA kernels here is what the table says anyway.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from neural_layers.benchmarks import ops, run_benchmarks
+    from neural_layers.benchmarks import default_ops, run_benchmarks
     from neural_layers.benchmarks.environment import machine_slug
     from neural_layers.benchmarks.progress import Progress
     from neural_layers.benchmarks.record import results_folder, write_result
@@ -45,7 +47,7 @@ def run_bench(options: argparse.Namespace) -> int:
     if options.out and options.out.exists() and not options.out.is_dir():
         raise InputError(f"{options.out} is a file; --out takes a folder")
     effort = "tiny" if options.tiny else "quick" if options.quick else "full"
-    chosen = list(dict.fromkeys(options.ops)) or ops()
+    chosen = list(dict.fromkeys(options.ops)) or default_ops()
     folder = results_folder(machine_slug(options.device)) if options.record else options.out
     progress, written = Progress(), list[Path]()
     try:
