@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from neural_layers.kernels.selective_scan import selective_scan
 from neural_layers.kernels.selective_scan_step import selective_scan_step
+from neural_layers.linear import Linear
 from neural_layers.recurrence import convolve, reset_step_bias
 
 
@@ -49,13 +50,13 @@ class Mamba(nn.Module):
         super().__init__()
         inner = expand * dim
         self.state_dim, self.dt_rank = state_dim, math.ceil(dim / 16) if dt_rank is None else dt_rank
-        self.in_proj = nn.Linear(dim, 2 * inner, bias=bias)
+        self.in_proj = Linear(dim, 2 * inner, bias=bias)
         self.conv1d = nn.Conv1d(inner, inner, conv_width, groups=inner, bias=conv_bias)
-        self.x_proj = nn.Linear(inner, self.dt_rank + 2 * state_dim, bias=False)
-        self.dt_proj = nn.Linear(self.dt_rank, inner)
+        self.x_proj = Linear(inner, self.dt_rank + 2 * state_dim, bias=False)
+        self.dt_proj = Linear(self.dt_rank, inner)
         self.A_log = nn.Parameter(torch.empty(inner, state_dim))
         self.D = nn.Parameter(torch.empty(inner))
-        self.out_proj = nn.Linear(inner, dim, bias=bias)
+        self.out_proj = Linear(inner, dim, bias=bias)
         self.reset_recurrence()
 
     @torch.no_grad()

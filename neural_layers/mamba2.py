@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from neural_layers.kernels.rms_norm import rms_norm
 from neural_layers.kernels.rotary import apply_rotary
 from neural_layers.kernels.ssd_scan import ssd_scan
+from neural_layers.linear import Linear
 from neural_layers.norm import RMSNorm
 from neural_layers.position import RotaryEmbedding
 from neural_layers.recurrence import convolve, reset_step_bias
@@ -112,7 +113,7 @@ class Mamba2(nn.Module):
         # The widths of z, x, B, C and dt; the convolution takes the middle three together.
         self.widths = (inner, inner, num_groups * state_dim, num_groups * state_dim, heads)
         convolved = sum(self.widths[1:4])
-        self.in_proj = nn.Linear(dim, sum(self.widths), bias=bias)
+        self.in_proj = Linear(dim, sum(self.widths), bias=bias)
         self.conv1d = nn.Conv1d(convolved, convolved, conv_width, groups=convolved, bias=conv_bias)
         self.dt_bias = nn.Parameter(torch.empty(heads))
         self.A_log = nn.Parameter(torch.empty(heads))
@@ -120,7 +121,7 @@ class Mamba2(nn.Module):
         self.B_norm = RMSNorm(state_dim, norm_eps) if bc_norm else nn.Identity()
         self.C_norm = RMSNorm(state_dim, norm_eps) if bc_norm else nn.Identity()
         self.norm = GroupedRMSNorm(inner, num_groups, norm_eps) if norm else nn.Identity()
-        self.out_proj = nn.Linear(inner, dim, bias=bias if output_bias is None else output_bias)
+        self.out_proj = Linear(inner, dim, bias=bias if output_bias is None else output_bias)
         self.reset_recurrence()
 
     @torch.no_grad()
