@@ -1,5 +1,6 @@
 """The model that a language model's training begins with."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -73,23 +74,27 @@ def mixers_named(name: str, depth: int) -> list[str]:
     return names
 
 
+def check_folder(folder: Path) -> None:
+    """Raise InputError where `folder` holds no hybrid model."""
+    for name in ("config.json", WEIGHTS):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder} holds no {name}; give a folder such as RUN/model")
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{folder / 'config.json'} is no model's config ({first_line(error)})") from error
+    if kind != HybridConfig.model_type:
+        raise InputError(f"{folder} holds a model of type {kind}; make it a hybrid by neural-layers convert first")
+
+
 def load_language_model(folder: Path) -> HybridForCausalLM:
     """The hybrid model in `folder`, from safetensors alone.
 
     Raises: InputError for a folder without one, a model of another kind and weights that are broken or do not fit.
     """
-    import json
-
-    for name in ("config.json", WEIGHTS):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder} holds no {name}; give a folder such as RUN/model")
+    check_folder(folder)
     try:
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
-        if kind != HybridConfig.model_type:
-            raise InputError(f"{folder} holds a model of type {kind}; make it a hybrid by neural-layers convert first")
         model = HybridForCausalLM(HybridConfig.from_pretrained(folder, local_files_only=True))
-    except InputError:
-        raise
     # What a broken config raises is anything; whatever it is, the folder cannot be used.
     except Exception as error:
         raise InputError(f"the model in {folder} cannot be read: {first_line(error)}") from error

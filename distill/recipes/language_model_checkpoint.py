@@ -105,8 +105,9 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except (SafetensorError, RuntimeError, OSError) as error:
         raise InputError(f"the weights in {folder} cannot be loaded: {first_line(error)}") from error
-    tied = getattr(model, "_tied_weights_keys", None) or {}
-    missing = [name for name in missing if name not in tied]
+    own = dict(model.named_parameters(remove_duplicate=False))
+    loaded = {id(own[name]) for name in weights if name in own}
+    missing = [name for name in missing if name not in own or id(own[name]) not in loaded]  # tied to a loaded one
     if missing or unexpected:
         raise InputError(f"the weights in {folder} are of another model ({(missing + unexpected)[0]} does not fit)")
 

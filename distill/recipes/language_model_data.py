@@ -8,6 +8,7 @@ from typing import Any
 from neural_layers.distill.recipes.language_model_options import LanguageModelOptions
 from neural_layers.distill.recipes.language_model_progress import reading_bar
 from neural_layers.distill.recipes.language_model_trainer import Feed
+from neural_layers.distill.text.errors import TextError
 from neural_layers.distill.text.feed import BatchPlan, SampledFeed
 from neural_layers.distill.text.reading import ReadingOptions
 from neural_layers.distill.text.sampling import PackedSampler
@@ -59,12 +60,15 @@ def _texts(data: LanguageData, streaming: bool) -> Iterator[str]:
     # Training text alone: a character of the validation text that training lacks is unknown, as it would be later.
     characters = 0
     for source in data.sources:
+        before = characters
         for part in source.parts:
             for piece in part.read(data.reading, streaming):
                 yield piece.text
                 characters += len(piece.text)
                 if characters > _TOKENIZER_CHARACTERS:
                     return
+        if characters == before:
+            raise TextError(f"{source.name}: no text in it; give data that is not empty")
 
 
 def cached_tokens(name: str, parts: tuple[Part, ...], tokenizer: Any, data: LanguageData, cache: Path | None) -> Any:

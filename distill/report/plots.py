@@ -25,7 +25,7 @@ Point = tuple[float, float]
 
 def quality_plot(report: dict[str, Any]) -> "Figure":
     """Validation BLEU against the training step for student and baseline, with the teacher's BLEU as a dashed line."""
-    with _figure(3.5, rows=1) as (figure, (axes,)):
+    with styled_figure(3.5, rows=1) as (figure, (axes,)):
         # The student last: where the two lines meet, its own must stay visible.
         ends, series = [], {name: report["validation"].get(name, []) for name in ("baseline", "student")}
         for name, entries in series.items():
@@ -57,7 +57,7 @@ def loss_plot(report: dict[str, Any]) -> "Figure":
     logs = report["training_log"]
     student = {part: _points(logs.get("student", []), part) for part in PART_NAMES}
     others = {name: _points(logs.get(name, []), "loss") for name in ("teacher", "baseline")}
-    with _figure(6.4, rows=2) as (figure, (upper, lower)):
+    with styled_figure(6.4, rows=2) as (figure, (upper, lower)):
         colors = {part: "student" if part == "loss" else part for part in PART_NAMES}
         _loss_lines(upper, student, colors, PART_NAMES)
         _loss_lines(lower, others, {name: name for name in others}, {name: name for name in others})
@@ -73,7 +73,7 @@ def cost_plot(report: dict[str, Any]) -> "Figure":
     models = [report["models"][name] for name in names]
     sizes = [model["file_bytes"] / BYTES_PER_MB for model in models]
     p50s, p95s = ([model["latency_ms"][key] for model in models] for key in ("p50", "p95"))
-    with _figure(3.1, rows=2) as (figure, (upper, lower)):
+    with styled_figure(3.1, rows=2) as (figure, (upper, lower)):
         _bars(upper, names, sizes, sizes, [digits(size) for size in sizes])
         upper.set_xlabel("file size, MB")
         texts = [f"p50 {digits(p50)}, p95 {digits(p95)}" for p50, p95 in zip(p50s, p95s, strict=True)]
@@ -83,7 +83,7 @@ def cost_plot(report: dict[str, Any]) -> "Figure":
 
 
 @contextmanager
-def _figure(height_inches: float, rows: int) -> "Iterator[tuple[Figure, list[Axes]]]":
+def styled_figure(height_inches: float, rows: int) -> "Iterator[tuple[Figure, list[Axes]]]":
     """A figure with its axes, one below the other, under the settings of the report and no others."""
     import matplotlib
     from matplotlib.figure import Figure
