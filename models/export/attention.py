@@ -11,6 +11,7 @@ from torch import nn
 from neural_layers.attention import GroupedQueryAttention
 from neural_layers.cross_attention import CrossAttention
 from neural_layers.models.export.graph import END, Graph
+from neural_layers.models.export.session import WINDOW
 from neural_layers.models.export.state import States
 from neural_layers.models.export.weights import Weights, array
 from neural_layers.norm import RMSNorm
@@ -148,7 +149,7 @@ def self_attention(
         bias = shared.causal_bias(window, alibi) if mixer.attention.causal else shared.padding_bias(shared.mask)
         y = g.op("Attention", q, key, value, bias, **counts)
     else:
-        dims = ("past", "total") if window is None else (f"past_of_{window}", f"kept_of_{window}")
+        dims = ("past", "total") if window is None else (f"{WINDOW}{window}", f"kept_of_{window}")
         past = [states.take(kind, (groups, dims[0], k), dim=dims[1], window=window) for kind in ("keys", "values")]
         bias = shared.causal_bias(window, alibi)
         if window is not None:  # of the bias for all tokens, the columns of the keys that are left

@@ -15,6 +15,7 @@ from neural_layers.models.export.folder import read_json
 from neural_layers.models.export.loop import as_batch, decode
 from neural_layers.models.export.sampling import GenerationOptions
 from neural_layers.models.export.session import OnnxState, StateSession, check_config, metadata, open_session
+from neural_layers.models.export.stepper import Stepper
 from neural_layers.models.export.text import TextPieces, load_tokenizer
 
 # Tokens of a prompt that are read at a time: attention builds a bias of (T, S).
@@ -112,13 +113,7 @@ class OnnxModel:
         for begin in range(0, ids.shape[1], PREFILL):
             part = slice(begin, begin + PREFILL)
             logits, state = self.session.run(ids[:, part], kept[:, part], state, 1)
-        ones = np.ones((len(ids), 1), np.int64)
-
-        def step(tokens: np.ndarray) -> np.ndarray:
-            nonlocal state
-            logits, state = self.session.run(tokens, ones, state, 1)
-            return logits[:, -1]
-
+        step = Stepper(self.session, state)
         yield from decode(step, logits[:, -1], ids, options, budget, texts)
 
     def _check_length(self, length: int, budget: int = 0) -> None:

@@ -5,6 +5,7 @@ transformers.
 """
 
 import json
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from neural_layers.errors import InputError, require
 from neural_layers.models.export.folder import read_json
 
 PAST, NEW = "past.", "new."
+WINDOW = "past_of_"  # before the window, the name of a dimension that grows to the window less one
 
 
 def open_session(path: Path, threads: int | None = None) -> Any:
@@ -91,6 +93,12 @@ class StateSession:
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy
         self.inputs = {given.name: given for given in session.get_inputs()}
         self.outputs = [made.name for made in session.get_outputs()]
+        self.logits_width = int(session.get_outputs()[self.outputs.index("logits")].shape[-1])
+
+    def window_of(self, name: str) -> int:
+        """How many keys a growing tensor keeps at most."""
+        kept = [dim for dim in self.inputs[name].shape if isinstance(dim, str) and dim.startswith(WINDOW)]
+        return int(kept[0][len(WINDOW) :]) - 1 if kept else sys.maxsize
 
     def start(self, batch: int) -> OnnxState:
         """The state before the first token: recurrent states of zeros, no keys and values."""

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from neural_layers.models.export.graph import Graph, Shape
+from neural_layers.models.export.session import NEW, PAST
 
-PAST, NEW = "past.", "new."
 FLOAT = 1
 
 

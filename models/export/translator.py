@@ -15,6 +15,7 @@ from neural_layers.models.export.folder import read_json
 from neural_layers.models.export.loop import as_batch, decode
 from neural_layers.models.export.sampling import GenerationOptions
 from neural_layers.models.export.session import Encoder, StateSession, check_config, metadata, open_session
+from neural_layers.models.export.stepper import Stepper
 from neural_layers.models.export.text import TextPieces, load_tokenizer
 
 
@@ -95,12 +96,6 @@ class OnnxTranslator:
         if 1 + budget > self.context:
             raise InputError(f"{budget} new tokens are more than the context of {self.context}; lower max_new_tokens")
         context, state = self.encoder.run(ids, mask), self.decoder.start(len(ids))
-        ones = np.ones((len(ids), 1), np.int64)
-
-        def step(tokens: np.ndarray) -> np.ndarray:
-            nonlocal state
-            logits, state = self.decoder.run(tokens, ones, state, 1, **context)
-            return logits[:, -1]
-
+        step = Stepper(self.decoder, state, **context)
         start = np.full((len(ids), 1), self.start_token, np.int64)
         yield from decode(step, step(start), start, options, budget, texts)
