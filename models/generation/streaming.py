@@ -25,6 +25,7 @@ class TextStream:
     past_key_values:  the cache, which has read all of `token_ids` but the last
     stopped_by:       None while it runs; then "end" (the model said so), "length", "stop" (a stop string or another
                       criterion), "error" or "closed"
+    end_ids:          the tokens with which the model ends a text
 
     close() ends the generation; so does leaving a `with` block, and forgetting the stream.
     """
@@ -37,7 +38,8 @@ class TextStream:
         self.stopped_by: str | None = None
         self._steps, self._pieces = steps, pieces
         ends = prepared.config._eos_token_tensor
-        self._max_length, self._ends = prepared.config.max_length, () if ends is None else tuple(ends.tolist())
+        self._max_length = prepared.config.max_length
+        self.end_ids: tuple[int, ...] = () if ends is None else tuple(ends.tolist())
 
     @property
     def text(self) -> str:
@@ -81,7 +83,7 @@ class TextStream:
         self.close()
 
     def _reason(self) -> str:
-        if self.token_ids[-1] in self._ends:
+        if self.token_ids[-1] in self.end_ids:
             return "end"
         return "length" if len(self.token_ids) == self._max_length else "stop"
 

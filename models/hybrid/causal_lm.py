@@ -88,6 +88,7 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
         already_read = getattr(kwargs.get("past_key_values"), "already_read", 0)
         if already_read and kwargs.get("is_first_iteration"):
             kwargs["next_sequence_length"] = args[0].shape[1] - already_read
+            kwargs["past_key_values"].already_read = 0
         return GenerationMixin.prepare_inputs_for_generation(self, *args, **kwargs)
 
     def _assisted_decoding(self: Any, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
