@@ -90,6 +90,9 @@ def _load_weights(folder: Path) -> Any:
     wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
     if wrong:
         raise InputError(f"the weights in {folder} do not fit its config.json: {wrong[0]} is missing or unknown")
+    wrong = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]
+    if wrong:
+        raise InputError(f"{wrong[0]} in {folder} holds numbers that are not finite; take an earlier checkpoint")
     return model.eval()
 
 
