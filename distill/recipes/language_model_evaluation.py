@@ -48,7 +48,7 @@ def evaluate_language_model(options: EvaluationOptions) -> dict[str, Any]:
     """
     (source,) = parse_sources([options.data])
     parts: tuple[Part, ...] = source.valid or source.parts
-    model = load_language_model(options.model)
+    model: Any = load_language_model(options.model)
     tokenizer = load_text_tokenizer(options.model)
     check_tokenizer(options.model, model, tokenizer)
     context, stride = _window(options, model.config.max_position_embeddings)

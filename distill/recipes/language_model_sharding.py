@@ -29,8 +29,14 @@ def shard(model: Any, device: torch.device) -> None:
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict with whole tensors, on the first process (empty on the others). All processes must call it."""
-    return get_model_state_dict(model, options=_WHOLE)
+    """The state dict with whole tensors, on the first process (empty on the others). All processes must call it.
+
+    Of tied tensors the first alone, as a model is saved.
+    """
+    first = {name for name, _ in model.named_parameters()}
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - first
+    whole = get_model_state_dict(model, options=_WHOLE)
+    return {name: value for name, value in whole.items() if name not in tied}
 
 
 def load_sharded_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:

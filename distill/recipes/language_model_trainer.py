@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,7 +78,7 @@ class LanguageModelTrainer(Trainer):
         fsdp: bool = False,
         **kwargs: Any,
     ) -> None:
-        dataset = _FeedDataset(feed, lambda: self.state.global_step)
+        dataset: Any = _FeedDataset(feed, lambda: self.state.global_step)
         super().__init__(train_dataset=dataset, eval_dataset=dataset, **kwargs)
         self.feed, self.validate, self.label_smoothing = feed, validate, label_smoothing
         self.patience, self.keep, self.fsdp = patience, keep, fsdp
@@ -87,9 +88,15 @@ class LanguageModelTrainer(Trainer):
             # What transformers calls a model that owns the placement of its parameters: it is not wrapped again.
             self.is_distributed_loading_by_transformers = True
 
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoints are."""
+        return Path(self.args.output_dir or ".")
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         # Without workers nothing is read ahead; with a generator of its own no random number of the run is drawn.
-        return DataLoader(self.train_dataset, batch_size=None, generator=torch.Generator())
+        dataset: Any = self.train_dataset
+        return DataLoader(dataset, batch_size=None, generator=torch.Generator())
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         # Matrices alone: no biases, norms, Δ biases and skip connections, and not the decay rates A of a recurrence.
@@ -119,7 +126,7 @@ class LanguageModelTrainer(Trainer):
 
     def _refuse_infinite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
-            last = self.args.output_dir if list(Path(self.args.output_dir).glob("checkpoint-*")) else None
+            last = self.folder if list(self.folder.glob("checkpoint-*")) else None
             kept = f"the last checkpoint in {last} is kept" if last else "no checkpoint was written yet"
             raise FloatingPointError(
                 f"the {what} is {value} at step {self.state.global_step + 1} (batch {self.state.global_step}); {kept}; "
@@ -143,7 +150,7 @@ class LanguageModelTrainer(Trainer):
 
     def validation_losses(self) -> list[tuple[int, float]]:
         """The step and the loss of every validation so far, those before a resume included."""
-        return [(entry["step"], entry["eval_loss"]) for entry in self.state.log_history if "eval_loss" in entry]
+        return [(int(entry["step"]), entry["eval_loss"]) for entry in self.state.log_history if "eval_loss" in entry]
 
     def best_step(self) -> int | None:
         """The step of the validation with the lowest loss; None without any."""
@@ -157,7 +164,6 @@ class LanguageModelTrainer(Trainer):
         optimizer: Any = self.optimizer
         optimizer = whole_optimizer(self.model, optimizer.optimizer) if self.fsdp else optimizer.state_dict()
         if self.is_world_process_zero():
-            folder = Path(self.args.output_dir)
             assert self.lr_scheduler is not None
             state = {
                 "step": self.state.global_step,
@@ -166,19 +172,29 @@ class LanguageModelTrainer(Trainer):
                 "random": randoms,
                 "data": self.feed.state(),
             }
-            target = folder / f"checkpoint-{self.state.global_step}"
+            target = self.folder / f"checkpoint-{self.state.global_step}"
             write_checkpoint(target, self.model, weights, optimizer, state, asdict(self.state))
-            remove_old(folder, self.keep, self.best_step() if self.patience is not None else None)
+            remove_old(self.folder, self.keep, self.best_step() if self.patience is not None else None)
         self.accelerator.wait_for_everyone()
 
-    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         if resume_from_checkpoint is not None:
             found = open_checkpoint(Path(resume_from_checkpoint))
             if found is None:
                 raise ValueError(f"{resume_from_checkpoint} is no complete checkpoint")
             self._checkpoint: Checkpoint = found
             self._load_weights(found)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    @contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        # Trainer's own asks the model's config how transformers split it.
+        model: Any = self.model
+        model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            model.set_requires_gradient_sync(True)
 
     def restore_finished(self, checkpoint: Checkpoint) -> None:
         """Take over a checkpoint that was the last of its training: there is nothing left to train."""
@@ -190,7 +206,7 @@ class LanguageModelTrainer(Trainer):
         where the model has them."""
         if step == self.state.global_step and not self.fsdp:
             return None
-        return load_file(Path(self.args.output_dir) / f"checkpoint-{step}" / WEIGHTS)
+        return load_file(self.folder / f"checkpoint-{step}" / WEIGHTS)
 
     def _load_weights(self, checkpoint: Checkpoint) -> None:
         if self.fsdp:
