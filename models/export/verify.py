@@ -86,11 +86,9 @@ def _compare(
         position = (mask[:, :end].cumsum(1) - 1).clamp_min(0)[:, begin:]
         expected = model(ids[:, begin:end], attention_mask=mask[:, :end], position_ids=position, past_key_values=cache)
         logits, state = session.run(ids[:, begin:end].numpy(), kept.numpy(), state, end - begin)
-        pairs = [
-            ("logits", logits, expected.logits.float().cpu().numpy(), kept.numpy()),
-            *_states(tensors, state, cache),
-        ]
-        for name, found, wanted, counts in pairs:
+        # States first, layer after layer: the first that differs tells where the fault is.
+        outputs = ("logits", logits, expected.logits.float().cpu().numpy(), kept.numpy())
+        for name, found, wanted, counts in (*_states(tensors, state, cache), outputs):
             where = f"at length {end - begin}, {begin} tokens before it, batch {case.batch}"
             worst = max(worst, check_equal(name, found, wanted, counts, quantize, where))
     return Check(case.length, case.past, case.batch, worst)
