@@ -133,6 +133,8 @@ class HybridModel(HybridPreTrainedModel):
         x, length = inputs_embeds, inputs_embeds.shape[1]
         if isinstance(cache, HybridCache):
             x, position_ids = cache.admit(x, position_ids)
+        if position_ids.shape[0] == 1:
+            position_ids = position_ids[0]  # one tensor for all layers, whose rotary tables are then made once
 
         masks = {"attention_mask": attention_mask, "position_ids": position_ids, "seq_idx": seq_idx}
         x, states = self._run(self.dropout(x), cache, bool(output_hidden_states), masks)

@@ -28,6 +28,7 @@ from neural_layers.models.hybrid import (
     pure,
     samba,
 )
+from neural_layers.position import RotaryEmbedding
 from tests.models.hybrids import MIXED, small_config, small_model, tokens
 
 
@@ -349,3 +350,14 @@ def test_classifier_starts_from_a_language_models_weights(tmp_path) -> None:
 def test_bad_input_names_the_value(call, message) -> None:
     with pytest.raises(ValueError, match=message):
         call(small_model())
+
+
+def test_layers_share_the_rotary_tables_of_a_call(monkeypatch) -> None:
+    model, made = small_model(["attention", "mamba", "attention"]), []
+    own = RotaryEmbedding._frequencies
+    monkeypatch.setattr(RotaryEmbedding, "_frequencies", lambda self, p: made.append(p.shape) or own(self, p))
+    model(tokens(2, 6))
+    assert len(made) == 1
+    before = model(tokens(1, 6)).logits
+    model.extend_context(128, "linear")
+    assert not torch.equal(model(tokens(1, 6)).logits, before)
