@@ -1,12 +1,13 @@
 """What converting half of a transformer's layers costs, and what distillation brings back: docs/conversion.md.
 
-`python -m neural_layers.distill.recipes.conversion_demo --data DIR --out DIR`, where the data folder holds train.txt and
-valid.txt, trains a small Llama of transformers on their characters, converts every second layer, and trains the hybrid
-in three ways with the same steps on the same batches: distilled from the original; on the text alone; distilled, but
-with the replaced layers initialised at random. Written are results.json and conversion.png.
+`python -m neural_layers.distill.recipes.conversion_demo --data DIR --out DIR`, where the data folder holds train.txt
+and valid.txt, trains a small Llama of transformers on their characters, converts every second layer, and trains the
+hybrid in three ways with the same steps on the same batches: distilled from the original; on the text alone; distilled,
+but with the replaced layers initialised at random. Written are results.json and conversion.png.
 """
 
 import argparse
+import copy
 import math
 import sys
 import time
@@ -20,6 +21,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from neural_layers.distill.files import save_json
+from neural_layers.distill.recipes.conversion_report import plot, table
 from neural_layers.errors import InputError
 from neural_layers.functional import linear_cross_entropy, linear_kl_div
 from neural_layers.models.conversion import convert_to_hybrid, from_transformers
@@ -43,6 +45,7 @@ class DemoOptions:
     batch: int = 12
     teacher_steps: int = 1500
     teacher_rate: float = 2e-3
+    calibration_steps: int = 200
     steps: int = 400
     rate: float = 5e-4
     eval_every: int = 50
@@ -169,9 +172,15 @@ def run(options: DemoOptions) -> dict[str, Any]:
     errors: list[tuple[int, float, float]] = []
     converting = time.perf_counter()
     carried = convert_to_hybrid(original, replaced, calibration_steps=0)
-    distilled = convert_to_hybrid(original, replaced, seed=options.seed, tell=lambda *heard: errors.append(heard))
+    distilled = convert_to_hybrid(
+        original,
+        replaced,
+        calibration_steps=options.calibration_steps,
+        seed=options.seed,
+        tell=lambda *heard: errors.append(heard),
+    )
     converting = time.perf_counter() - converting
-    plain = convert_to_hybrid(original, replaced, seed=options.seed)
+    plain = copy.deepcopy(distilled)
     random = convert_to_hybrid(original, replaced, calibration_steps=0)
     forget_replaced(random, replaced, options.seed)
     taught = distillation_loss(original)
@@ -201,27 +210,8 @@ def run(options: DemoOptions) -> dict[str, Any]:
 
 def write(result: dict[str, Any], out: Path) -> None:
     """results.json and conversion.png."""
-    from neural_layers.distill.recipes.conversion_plot import plot
-
     save_json(out / "results.json", result)
     plot(result).savefig(out / "conversion.png", dpi=110)
-
-
-def table(result: dict[str, Any]) -> str:
-    """The validation losses as a Markdown table."""
-    steps = result["options"]["steps"]
-    rows = [
-        ("the original, in transformers", result["transformers"]),
-        ("the original, loaded by `from_transformers`", result["original"]),
-        ("half of its layers converted, weights carried, nothing fitted", result["carried"]),
-        ("converted, as `convert_to_hybrid` returns it", result["fitted"]),
-        (f"… and distilled from the original, {steps} steps", result["curves"]["distilled"][-1][1]),
-        (f"… and trained on the text alone, {steps} steps", result["curves"]["text alone"][-1][1]),
-        ("the replaced layers at random instead", result["curves"]["random"][0][1]),
-        (f"… and distilled from the original, {steps} steps", result["curves"]["random"][-1][1]),
-    ]
-    lines = [f"| {name} | {loss:.3f} | {math.exp(loss):.2f} |" for name, loss in rows]
-    return "\n".join(["| | validation loss | perplexity |", "|---|---:|---:|", *lines])
 
 
 def main(arguments: list[str] | None = None) -> int:
