@@ -1,4 +1,4 @@
-"""The table and the plot of docs/conversion.md. The plot is a `Figure` without pyplot: nothing is kept between calls."""
+"""The table and the plot of docs/conversion.md. The plot is a `Figure` without pyplot: nothing outlives a call."""
 
 import math
 from typing import TYPE_CHECKING, Any
