@@ -7,6 +7,8 @@ transformers.
 from importlib import import_module
 from typing import Any
 
+from neural_layers.errors import require
+
 _HOME = {
     "export_onnx": "export",
     "VerificationError": "verify",
@@ -20,7 +22,8 @@ __all__ = ["Check", "OnnxModel", "OnnxState", "OnnxTranslator", "VerificationErr
 
 
 def __getattr__(name: str) -> Any:
-    # Exporting needs torch, transformers and onnx; serving needs neither of the last two.
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Exporting needs torch, transformers and onnx; serving needs none of them.
+    require(*["onnx"] * (_HOME[name] in ("export", "verify")), "onnxruntime", extra="onnx")
     return getattr(import_module(f"neural_layers.models.export.{_HOME[name]}"), name)

@@ -13,7 +13,7 @@ from onnx import ModelProto, TensorProto
 from neural_layers.models.export.attention import FLOAT, Shared, context_keys, rms_norm
 from neural_layers.models.export.block import block
 from neural_layers.models.export.graph import Graph
-from neural_layers.models.export.session import Encoder, StateSession
+from neural_layers.models.export.session import PAST, Encoder, StateSession
 from neural_layers.models.export.state import States
 from neural_layers.models.export.verify import BEFORE, Check, check_equal, lengths
 from neural_layers.models.export.weights import Weights, array
@@ -133,14 +133,14 @@ def _compare(model: Any, encoder: Encoder, decoder: StateSession, case: Check, q
         )
         logits, state = decoder.run(part.numpy(), np.ones(part.shape, np.int64), state, end - begin, **context)
         where = f"at length {end - begin}, {begin} tokens before it, batch {case.batch}, source of {case.length}"
-        pairs = [("logits", logits, expected.logits, None)]
+        sources, states = [], []
         for i, layer in enumerate(cache.self_attention_cache.layers):
             for kind in ("keys", "values"):
                 own, cross = getattr(layer, kind), getattr(cache.cross_attention_cache.layers[i], kind)
-                pairs.append((f"the {kind} of layer {i}", state.tensors[f"past.{i}.{kind}"].numpy(), own, None))
-                found = context[f"{CROSS}{i}.{kind}"].numpy()
-                pairs.append((f"the source's {kind} for layer {i}", found.swapaxes(1, 2), cross.transpose(1, 2), mask))
-        for name, found, wanted, counts in pairs:
-            kept = None if counts is None else counts.numpy()
-            worst = max(worst, check_equal(name, found, wanted.float().numpy(), kept, quantize, where))
+                found = context[f"{CROSS}{i}.{kind}"].numpy().swapaxes(1, 2)
+                sources.append((f"the source's {kind} for layer {i}", found, cross.transpose(1, 2), mask.numpy()))
+                states.append((f"the {kind} of layer {i}", state.tensors[f"{PAST}{i}.{kind}"].numpy(), own, None))
+        # In the order in which they are computed: the first that differs tells where the fault is.
+        for name, found, wanted, counts in (*sources, *states, ("logits", logits, expected.logits, None)):
+            worst = max(worst, check_equal(name, found, wanted.float().numpy(), counts, quantize, where))
     return Check(case.length, case.past, case.batch, worst)
