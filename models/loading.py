@@ -8,6 +8,7 @@ from neural_layers.errors import InputError
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
+_LONGEST = 300
 
 
 def load_language_model(folder: str | Path) -> tuple[Any, Any]:
@@ -47,6 +48,7 @@ def check_model_folder(folder: Path) -> None:
             f"{folder} holds a model of type {kind!r}, and a hybrid language model ('neural_hybrid') is needed; "
             "neural-layers convert makes one of Llama, Mistral, Qwen and Mamba checkpoints"
         )
+    _read_config(folder)
     if not any((folder / name).is_file() for name in _WEIGHTS):
         raise InputError(f"{folder} holds no {_WEIGHTS[0]}; weights are read from safetensors alone")
 
@@ -61,7 +63,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise InputError(f"the tokenizer in {folder} cannot be read: {_first_line(error)}") from error
+        raise InputError(f"the tokenizer in {folder} cannot be read: {_in_one_line(error)}") from error
 
 
 def check_vocabulary(tokenizer: Any, vocab_size: int, folder: Path) -> None:
@@ -77,16 +79,34 @@ def check_vocabulary(tokenizer: Any, vocab_size: int, folder: Path) -> None:
         )
 
 
+def _read_config(folder: Path) -> None:
+    from neural_layers.models.hybrid import HybridConfig
+
+    try:
+        HybridConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise InputError(f"{folder / 'config.json'} cannot be used: {_in_one_line(error)}") from error
+
+
 def _load_weights(folder: Path) -> Any:
     from neural_layers.models.hybrid import HybridForCausalLM
 
     try:
         loaded: Any = HybridForCausalLM.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below
         )
         model, info = loaded
     except Exception as error:
-        raise InputError(f"the model in {folder} cannot be read: {_first_line(error)}") from error
+        raise InputError(f"the model in {folder} cannot be read: {_in_one_line(error)}") from error
+    for name, saved, expected in sorted(info["mismatched_keys"]):
+        raise InputError(
+            f"the weights in {folder} do not fit its config.json: {name} has shape {tuple(saved)}, expected "
+            f"{tuple(expected)}"
+        )
     wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
     if wrong:
         raise InputError(f"the weights in {folder} do not fit its config.json: {wrong[0]} is missing or unknown")
@@ -96,5 +116,7 @@ def _load_weights(folder: Path) -> Any:
     return model.eval()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _in_one_line(error: Exception) -> str:
+    """What an error says, shortened: weights that do not fit are listed one by one."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= _LONGEST else said[:_LONGEST] + " …"
