@@ -35,13 +35,14 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     """
     first = {name for name, _ in model.named_parameters()}
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - first
-    whole = get_model_state_dict(model, options=_WHOLE)
+    whole: dict[str, Any] = get_model_state_dict(model, options=_WHOLE)
     return {name: value for name, value in whole.items() if name not in tied}
 
 
 def load_sharded_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Load whole tensors, which every process has, into a model that is split."""
-    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
+    whole: dict[str, Any] = dict(weights)
+    set_model_state_dict(model, whole, options=StateDictOptions(full_state_dict=True, strict=False))
 
 
 def whole_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

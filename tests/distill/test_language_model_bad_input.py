@@ -126,6 +126,25 @@ def test_an_option_that_changed_is_named(finished, capsys) -> None:
         assert "give the same to continue it, or another --out" in message
 
 
+def test_a_disk_that_is_full_is_told_in_one_line_and_loses_nothing(tmp_path, capsys) -> None:
+    import resource
+
+    write_corpus(tmp_path / "data")
+    options = small_options(tmp_path, steps=4)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))  # enough for the weights, not for the optimiser
+    try:
+        assert main(["train", *arguments(options)]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = capsys.readouterr().err
+    assert len([line for line in error.splitlines() if line.startswith("neural-layers: ")]) == 1
+    assert "neural-layers: weights cannot be written: " in error
+    assert "File too large" in error
+    assert not list((options.out / "checkpoints").iterdir())
+    assert main(["train", *arguments(options)]) == 0
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys) -> None:
     write_corpus(tmp_path / "data")
     given = arguments(small_options(tmp_path))
