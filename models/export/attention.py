@@ -6,6 +6,7 @@ Letters: B batch, T query length, S key length, H query heads, G key/value heads
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from neural_layers.attention import GroupedQueryAttention
@@ -84,8 +85,6 @@ class Shared:
             if rotary.scaling is not None and rotary.scaling["rope_type"] == "dynamic":
                 frequency: Any = self._dynamic(rotary, position)
             else:
-                import torch
-
                 frequency = rotary._frequencies(torch.zeros(1, 1, dtype=torch.float64)).numpy()
             angle = g.op("Mul", g.op("Unsqueeze", position, [2]), frequency)
             factor = np.array(rotary._attention_factor())
@@ -143,7 +142,8 @@ def self_attention(
         cos, sin = shared.rotary(mixer.rotary)
         q = g.op("RotaryEmbedding", q, cos, sin, num_heads=heads)
         key = g.op("RotaryEmbedding", key, cos, sin, num_heads=groups)
-    window, counts = mixer.attention.window, {"q_num_heads": heads, "kv_num_heads": groups}
+    window = mixer.attention.window
+    counts: dict[str, Any] = {"q_num_heads": heads, "kv_num_heads": groups}
     alibi = mixer.attention.alibi_heads
     if states is None:
         bias = shared.causal_bias(window, alibi) if mixer.attention.causal else shared.padding_bias(shared.mask)

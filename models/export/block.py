@@ -1,6 +1,7 @@
 """A block in a graph: residual branches around a mixer, a cross-attention and a feed-forward layer."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -34,15 +35,17 @@ def block(
     Raises InputError for a part that cannot be exported, by name.
     """
 
+    branches: Any = module
+
     def mix(y: str) -> str:
-        return _mixer(g, weights, module.mixer.inner, y, shared, states)  # type: ignore[union-attr]
+        return _mixer(g, weights, branches.mixer.inner, y, shared, states)
 
     def attend(y: str) -> str:
         assert context is not None
-        return cross_attention(g, weights, module.cross_attention.inner, y, *context)  # type: ignore
+        return cross_attention(g, weights, branches.cross_attention.inner, y, *context)
 
     def feed(y: str) -> str:
-        return feed_forward(g, weights, module.feed_forward.inner, y)  # type: ignore
+        return feed_forward(g, weights, branches.feed_forward.inner, y)
 
     for part, inner in ((module.mixer, mix), (module.cross_attention, attend), (module.feed_forward, feed)):
         if part is not None:
@@ -75,11 +78,11 @@ def feed_forward(g: Graph, weights: Weights, module: nn.Module, x: str) -> str:
     """down(act(gate(x)) · up(x))."""
     if type(module) not in (SwiGLU, GeGLU):
         raise InputError(f"{_where(weights, module)} cannot be exported; feed-forward layers are SwiGLU and GeGLU")
-    width = module.gate_proj.out_features  # type: ignore[union-attr]
-    both = weights.linear(g, x, module.gate_proj, module.up_proj)  # type: ignore[arg-type]
-    gate, up = weights.split(g, both, [width, width])  # type: ignore[list-item]
+    layers: Any = module
+    both = weights.linear(g, x, layers.gate_proj, layers.up_proj)
+    gate, up = weights.split(g, both, [layers.gate_proj.out_features] * 2)
     gate = silu(g, gate) if type(module) is SwiGLU else g.op("Gelu", gate, approximate="tanh")
-    return weights.linear(g, g.op("Mul", gate, up), module.down_proj)  # type: ignore[arg-type]
+    return weights.linear(g, g.op("Mul", gate, up), layers.down_proj)
 
 
 def _residual(g: Graph, weights: Weights, part: nn.Module, x: str, inner: Callable[[str], str]) -> str:

@@ -53,6 +53,7 @@ def as_batch(
 
     Raises InputError for rows without a token, ids outside the vocabulary, and a mask of another shape.
     """
+    rows: Any
     if hasattr(inputs, "ndim"):
         rows = np.atleast_2d(np.asarray(inputs))
     else:

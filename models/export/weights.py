@@ -9,11 +9,13 @@ Letters: K inputs, N outputs, V vocabulary, D width.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from neural_layers.errors import InputError
 from neural_layers.models.export.graph import CONTRIB, Graph
 
 BITS = {"int8": 8, "int4": 4}
@@ -71,13 +73,23 @@ class Weights:
         self._names = {id(module): name for name, module in model.named_modules()}
 
     def name(self, module: nn.Module) -> str:
+        """The module's name in the model."""
         return self._names[id(module)]
 
-    def linear(self, g: Graph, x: str, *layers: nn.Module) -> str:
-        """x (…, K) through linear layers side by side: (…, N₁ + N₂ + …). One product is faster than several."""
-        weight = np.concatenate([array(layer.weight) for layer in layers])  # type: ignore[arg-type]
+    def linear(self, g: Graph, x: str, *layers: Any) -> str:
+        """x (…, K) through linear layers side by side: (…, N₁ + N₂ + …). One product is faster than several.
+
+        Raises InputError for layers that are something else (an adapter, a quantized layer).
+        """
+        for layer in layers:
+            if not isinstance(layer, nn.Linear):
+                raise InputError(
+                    f"{type(layer).__name__} ({self.name(layer)}) cannot be exported; merge adapters first, and export "
+                    "the model that is not quantized with quantize='int8' or 'int4'"
+                )
+        weight = np.concatenate([array(layer.weight) for layer in layers])
         name = "+".join(self.name(layer) for layer in layers) + ".weight"
-        block = block_size(weight.shape[1], min(layer.weight.shape[0] for layer in layers))  # type: ignore[arg-type]
+        block = block_size(weight.shape[1], min(layer.weight.shape[0] for layer in layers))
         if self.bits is not None and block is not None:
             y = self._matmul_bits(g, x, name, weight, block)
         else:
@@ -85,8 +97,7 @@ class Weights:
         if all(layer.bias is None for layer in layers):
             return y
         biases = [
-            np.zeros(layer.weight.shape[0], np.float32) if layer.bias is None else array(layer.bias)  # type: ignore
-            for layer in layers
+            np.zeros(layer.weight.shape[0], np.float32) if layer.bias is None else array(layer.bias) for layer in layers
         ]
         return g.op("Add", y, g.weight(name.removesuffix("weight") + "bias", np.concatenate(biases)))
 
