@@ -19,6 +19,7 @@ from neural_layers.distill.recipes.language_model_data import (
     find_data,
     make_tokenizer,
     open_feed,
+    tell_unknown,
 )
 from neural_layers.distill.recipes.language_model_options import LanguageModelOptions
 from neural_layers.distill.recipes.language_model_progress import LanguageModelProgress
@@ -94,6 +95,8 @@ def _prepare(options: LanguageModelOptions, run: LanguageModelRun, data: Languag
     valid = None
     if data.valid:
         valid = cached_tokens("validation", data.valid, tokenizer, data, options.cache)
+        if is_main:
+            tell_unknown("validation", valid, tokenizer, tqdm.write)
         described.append(describe("validation", 0.0, valid))
     elif is_main:
         tqdm.write("no validation text: give one with --valid to see how well the model does")

@@ -42,7 +42,7 @@ def _config(options: LanguageModelOptions, tokenizer: Any) -> HybridConfig:
             **sizes,
             mixers=mixers_named(options.mixers, depth),
             vocab_size=max(tokenizer.get_vocab().values()) + 1,
-            max_position_embeddings=options.context,
+            max_position_embeddings=options.max_context or options.context,
             dropout=options.dropout,
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,

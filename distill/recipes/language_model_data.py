@@ -108,9 +108,18 @@ def open_feed(
     for source, store in zip(data.sources, stores, strict=True):
         how = "from the cache" if store.reused else "written to the cache"
         tell(f"{source.name}: {len(store):,} tokens in {len(store.starts):,} documents, {how}")
+        tell_unknown(source.name, store, tokenizer, tell)
     sampler = PackedSampler(stores, weights, names, options.context, options.seed)
     described = [describe(*values) for values in zip(names, weights, stores, strict=True)]
     return described, SampledFeed(sampler, plan)
+
+
+def tell_unknown(name: str, store: TokenStore, tokenizer: Any, tell: Callable[[str], None]) -> None:
+    """Tell how much of a text the tokenizer does not know, where that is anything."""
+    if unknown := store.count(tokenizer.unk_token_id):
+        tell(
+            f"{name}: the tokenizer does not know {unknown:,} of {len(store):,} tokens; all of them look the same to it"
+        )
 
 
 def _outline(source: Source) -> dict[str, Any]:

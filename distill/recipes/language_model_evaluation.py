@@ -74,6 +74,7 @@ def evaluate_language_model(options: EvaluationOptions) -> dict[str, Any]:
         "context": context,
         "stride": stride,
         "tokens": score.predicted,
+        "unknown_tokens": store.count(tokenizer.unk_token_id),
         "documents": score.documents,
         "text_bytes": score.text_bytes,
         **score.metrics(),
@@ -133,6 +134,7 @@ def print_evaluation(report: dict[str, Any]) -> None:
         ("perplexity", f"{report['perplexity']:.4f}"),
         ("bits per byte", f"{report['bits_per_byte']:.4f}"),
         ("tokens", f"{report['tokens']:,}"),
+        ("unknown tokens", f"{report['unknown_tokens']:,}"),
         ("tokens/s", f"{report['tokens_per_second']:,.0f}"),
         ("peak memory", f"{report['peak_memory_mib']:,.0f} MiB"),
     )

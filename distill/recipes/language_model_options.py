@@ -21,7 +21,7 @@ class LanguageModelOptions:
     model:   a folder with a hybrid model to go on from, instead of `preset` and the sizes
     preset:  "tiny", "slm-20m" or "slm-130m"; mixers: hybrid, samba, the name of one mixer, or a list with commas
     layers, width, heads, kv_heads, ff, dropout: sizes, instead of the preset's
-    context: tokens of a training sequence
+    context: tokens of a training sequence; max_context: the most that the trained model takes, by default as many
     tokenizer: "char", "bpe:VOCABULARY" or a folder; by default that of `model`, else char
     batch:   sequences of a forward pass over all processes; accumulate: forward passes of an optimiser step
     lr, min_lr, warmup, schedule: the learning rate rises over `warmup` steps (by default a tenth of all, at most 100)
@@ -45,6 +45,7 @@ class LanguageModelOptions:
     ff: int | None = None
     dropout: float = 0.0
     context: int = 256
+    max_context: int | None = None
     tokenizer: str | None = None
     text_field: str = "text"
     document_separator: str | None = None
@@ -98,6 +99,8 @@ class LanguageModelOptions:
                 raise InputError(f"--{name.replace('_', '-')} {value} must be at least 1")
         if self.context < 2:
             raise InputError(f"--context {self.context} must be at least 2: one token predicts the next")
+        if self.max_context is not None and self.max_context < self.context:
+            raise InputError(f"--max-context {self.max_context} must be at least --context {self.context}")
         for name in ("lr", "min_lr", "weight_decay", "clip"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
@@ -117,5 +120,7 @@ class LanguageModelOptions:
 
     def _check_model(self) -> None:
         sizes = [name for name in ("layers", "width", "heads", "kv_heads", "ff") if getattr(self, name) is not None]
+        if self.max_context is not None:
+            sizes.append("max_context")
         if self.model is not None and sizes:
             raise InputError(f"--{sizes[0].replace('_', '-')} changes the model of --model; leave one of them out")

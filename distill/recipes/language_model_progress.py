@@ -29,9 +29,12 @@ class LanguageModelProgress(TrainerCallback):
 
         self.writer = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=state.global_step + 1)
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", smoothing=0.1)
-        self.since, self.since_step = time.perf_counter(), state.global_step
+        self.busy, self.since, self.since_step = 0.0, time.perf_counter(), state.global_step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # Validation and saving, which come between two steps, take no part in the speed of training.
+        self.busy += time.perf_counter() - self.since
+        self.since = time.perf_counter()
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(
@@ -46,18 +49,18 @@ class LanguageModelProgress(TrainerCallback):
         if "train_runtime" in logs:
             return  # Trainer's summary: its figures are of its own dataset, which there is none of
         if "loss" in logs:
-            seconds, steps = time.perf_counter() - self.since, state.global_step - self.since_step
-            logs["tokens_per_second"] = round(self.tokens * steps / max(seconds, 1e-9), 1)
+            steps = state.global_step - self.since_step
+            logs["tokens_per_second"] = round(self.tokens * steps / max(self.busy, 1e-9), 1)
+            self.busy, self.since_step = 0.0, state.global_step
             self.shown["loss"] = f"{logs['loss']:.3f}"
             self.shown["tok/s"] = f"{logs['tokens_per_second']:,.0f}"
         if "eval_loss" in logs:
             self.shown["valid"] = f"{logs['eval_loss']:.3f}"
-        # Validation and saving take no part in the speed of training.
-        self.since, self.since_step = time.perf_counter(), state.global_step
         self.run.append_log({"step": state.global_step, **logs})
         for name, value in logs.items():
             self.writer.add_scalar(name, value, state.global_step)
         self.bar.set_postfix(self.shown, refresh=False)
+        self.since = time.perf_counter()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.since = time.perf_counter()

@@ -42,6 +42,10 @@ class TokenStore:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def count(self, token: int | None) -> int:
+        """How often a token occurs; 0 for None."""
+        return 0 if token is None else int(np.count_nonzero(self.tokens == token))
+
 
 def default_cache() -> Path:
     """`$XDG_CACHE_HOME/neural_layers/tokens`, by default below `~/.cache`."""

@@ -55,6 +55,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     for name in ("layers", "width", "heads", "kv-heads", "ff"):
         group.add_argument(f"--{name}", type=int, metavar="N", help="instead of the preset's")
+    group.add_argument("--max-context", type=int, metavar="N", help="that the model takes in use; default: --context")
     group.add_argument("--dropout", type=float, default=0.0, metavar="P")
 
 

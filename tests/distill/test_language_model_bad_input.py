@@ -45,6 +45,7 @@ CASES = [
     ("--data {}/data --data {}/long.txt=1e-9", "weight 1e-09 is less than 1 in 8192 of all weights"),
     ("--data {}/data --valid {}/missing.txt", "no such file or folder"),
     ("--data {}/data --context 1", "--context 1 must be at least 2"),
+    ("--data {}/data --max-context 15", "--max-context 15 must be at least --context 16"),
     ("--data {}/data --steps 0", "--steps 0 must be at least 1"),
     ("--data {}/data --warmup 9 --steps 8", "--warmup 9 must lie between 0 and --steps 8"),
     ("--data {}/data --lr nan", "--lr nan must be a finite number"),
