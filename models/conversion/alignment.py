@@ -86,36 +86,52 @@ def _fit(
     mixer: Mamba2, inputs_BTD: Tensor, outputs_BTD: Tensor, steps: int, generator: torch.Generator
 ) -> tuple[float, float]:
     """Fit; the relative squared errors before and after."""
-    mixer.requires_grad_(False)
-    masks = _free(mixer)
-    for parameter in masks:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.Adam(masks, betas=(0.9, 0.98))
+    scales = _scales(mixer, inputs_BTD)
+    start = {name: parameter.detach().clone() for name, parameter in mixer.named_parameters()}
+    moves = {name: torch.zeros_like(scale, requires_grad=True) for name, scale in scales.items()}
+
+    def moved() -> dict[str, Tensor]:
+        return {name: start[name] + scale * moves[name] for name, scale in scales.items()}
+
+    optimizer = torch.optim.Adam(moves.values(), betas=(0.9, 0.98))
     size = outputs_BTD.square().mean().clamp_min(torch.finfo(outputs_BTD.dtype).tiny)
     before = _error(mixer, inputs_BTD, outputs_BTD, size)
     for step in range(steps):
         rows = torch.randperm(len(inputs_BTD), generator=generator)[:_BATCH]
-        difference_BTD = mixer(inputs_BTD[rows]) - outputs_BTD[rows]
-        (difference_BTD.square().mean() / size).backward()
-        for parameter, mask in masks.items():
-            parameter.grad = parameter.grad * mask
+        given_BTD: Any = torch.func.functional_call(mixer, moved(), (inputs_BTD[rows],))
+        ((given_BTD - outputs_BTD[rows]).square().mean() / size).backward()
         rate = _LEARNING_RATE * min(1.0, (step + 1) / _WARMUP) * (1 - step / steps)
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
         optimizer.zero_grad()
+    mixer.load_state_dict({**start, **moved()})
     return before, _error(mixer, inputs_BTD, outputs_BTD, size)
 
 
-def _free(mixer: Mamba2) -> dict[nn.Parameter, Tensor]:
-    """The parameters that may move, each with ones for the entries that may: Adam leaves an entry that never had a
-    gradient as it is, to the bit."""
-    inner, heads = mixer.widths[0], mixer.widths[-1]
-    weight_mask, bias_mask = torch.zeros_like(mixer.in_proj.weight), torch.zeros_like(mixer.in_proj.bias)
-    weight_mask[-heads:] = 1  # Δ from the input; the gate's rows stay 0, which fits no worse and learns no less later
-    bias_mask[:inner] = bias_mask[-heads:] = 1
-    free = (mixer.A_log, mixer.dt_bias, mixer.D, mixer.conv1d.weight, mixer.conv1d.bias, mixer.norm.weight)
-    masks = {parameter: torch.ones_like(parameter) for parameter in free}
-    return {**masks, mixer.in_proj.weight: weight_mask, mixer.in_proj.bias: bias_mask}
+@torch.no_grad()
+def _scales(mixer: Mamba2, inputs_BTD: Tensor) -> dict[str, Tensor]:
+    """For the parameters that may move, how far a step of size 1 moves each entry: about as far as changes what it acts
+    on by its own size, so that one learning rate serves layers of all sizes. 0 for what is carried, and for the gate's
+    rows, which stay 0: they fit no better when they move."""
+    inner, _, states, _, heads = mixer.widths
+    projected_BTX = mixer.in_proj(inputs_BTD[:_BATCH])
+    convolved_E = projected_BTX[..., inner:-heads].square().mean((0, 1)).sqrt()
+    x, b, c = (part.square().mean().sqrt() for part in convolved_E.split([inner, states, states]))
+    rows = torch.zeros_like(mixer.in_proj.weight)
+    rows[-heads:] = (inputs_BTD.square().mean().sqrt() * inputs_BTD.shape[-1] ** 0.5).clamp_min(1e-6).reciprocal()
+    biases = torch.zeros_like(mixer.in_proj.bias)
+    biases[:inner] = biases[-heads:] = 1.0
+    product = torch.ones(()) if mixer.B_norm.state_dict() else b * c
+    return {
+        "A_log": torch.ones_like(mixer.A_log),
+        "dt_bias": torch.ones_like(mixer.dt_bias),
+        "D": torch.ones_like(mixer.D) * product * mixer.state_dim**0.5,
+        "conv1d.weight": torch.ones_like(mixer.conv1d.weight),
+        "conv1d.bias": torch.cat([x.expand(inner), b.expand(states), c.expand(states)]),
+        "norm.weight": torch.ones_like(mixer.norm.weight) * mixer.norm.weight.square().mean().sqrt(),
+        "in_proj.weight": rows,
+        "in_proj.bias": biases,
+    }
 
 
 @torch.no_grad()

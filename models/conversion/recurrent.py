@@ -4,8 +4,8 @@ from typing import Any
 
 from neural_layers.models.conversion.fields import SHARED, expect, take
 
-# These models have no limit of their own, and a config here has one.
-UNLIMITED = 1 << 30
+# These models have no limit of their own, and a config here has one: larger than any text they were tried on.
+LONGEST = 1 << 20
 _NAMES = {
     "backbone.embedding.weight": "model.embed_tokens.weight",  # in checkpoints of the reference code
     "backbone.embeddings.weight": "model.embed_tokens.weight",
@@ -67,6 +67,6 @@ def _decoder(config: Any, mixer: str) -> dict[str, Any]:
         "intermediate_size": 0,
         "num_attention_heads": 1,
         "position_embedding": None,
-        "max_position_embeddings": UNLIMITED,
+        "max_position_embeddings": LONGEST,
         "rms_norm_eps": config.layer_norm_epsilon,
     }

@@ -65,6 +65,8 @@ def run_convert(options: argparse.Namespace) -> int:
     model = original
     if options.replace_layers is not None:
         layers = chosen_layers(options.replace_layers, original.config.mixers or [])
+        if options.calibration_steps:
+            print(f"fitting {len(layers)} layers to text that the model writes", flush=True)
         model = convert_to_hybrid(
             original,
             layers,

@@ -4,12 +4,16 @@ import json
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
+from transformers import LlamaForCausalLM
+
 from neural_layers.models.conversion import from_transformers
 from neural_layers.models.hybrid import HybridForCausalLM
-from tests.models.peers import VARIANTS, VOCABULARY, make_peer, transformers_in_float64
+from tests.models.peers import VARIANTS, VOCABULARY, make_config, make_peer, transformers_in_float64
 
 LENGTH = 23
 
@@ -64,6 +68,24 @@ def test_float64_logits_are_those_of_transformers_in_float64(variant) -> None:
     ours = from_transformers(peer)
     assert ours.dtype == expected.dtype == torch.float64
     assert (ours(ids).logits - expected).abs().max() <= 1e-10 * max(1.0, float(expected.abs().max()))
+
+
+@torch.no_grad()
+@given(
+    groups=st.integers(1, 3), repeats=st.integers(1, 3), head_dim=st.sampled_from([2, 6, 8]), layers=st.integers(1, 3),
+    tied=st.booleans(), bias=st.booleans(), theta=st.sampled_from([100.0, 1e6]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_llamas_of_any_size_give_the_same_logits(groups, repeats, head_dim, layers, tied, bias, theta, seed) -> None:
+    heads = groups * repeats
+    sizes = {"hidden_size": 4 * heads, "intermediate_size": 10, "num_hidden_layers": layers, "head_dim": head_dim}
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}
+    switches = {"tie_word_embeddings": tied, "attention_bias": bias, "mlp_bias": not bias}
+    config = make_config("Llama", num_attention_heads=heads, num_key_value_heads=groups, **sizes, **rope, **switches)
+    torch.manual_seed(seed)
+    with transformers_in_float64():
+        peer = LlamaForCausalLM(config).double().eval()
+        expected = peer(make_ids(), use_cache=False).logits
+    assert (from_transformers(peer)(make_ids()).logits - expected).abs().max() <= 1e-10
 
 
 @torch.no_grad()

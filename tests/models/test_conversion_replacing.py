@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
+from transformers import DynamicCache
+
 from neural_layers import Mamba2, RotaryEmbedding
 from neural_layers.errors import InputError
 from neural_layers.models.conversion import convert_to_hybrid, from_transformers
@@ -125,6 +127,8 @@ def test_converted_models_generate_pad_save_and_load(tmp_path) -> None:
     options = {"max_new_tokens": 8, "do_sample": False, "attention_mask": torch.ones_like(ids)}
     tokens = converted.generate(ids, **options)
     assert torch.equal(converted.generate(ids, **options, use_cache=False), tokens)
+    cache = DynamicCache(config=converted.config)
+    assert torch.equal(converted.generate(ids, **options, past_key_values=cache), tokens)
     padded, mask = torch.nn.functional.pad(ids, (3, 0)), torch.nn.functional.pad(torch.ones_like(ids), (3, 0))
     torch.testing.assert_close(converted(padded, attention_mask=mask).logits[:, 3:], converted(ids).logits)
 
@@ -149,6 +153,21 @@ def test_calibration_brings_the_layers_close_and_repeats_exactly() -> None:
     assert all(torch.equal(a, b) for a, b in zip(converted.parameters(), again.parameters(), strict=True))
     other = convert_to_hybrid(peer, [0], calibration_steps=2, calibration_ids=make_ids(9))
     assert not torch.equal(mixer_of(other, 0).conv1d.weight, mixer_of(converted, 0).conv1d.weight)
+
+
+def test_the_fit_does_not_depend_on_the_size_of_the_weights() -> None:
+    peer = make_peer("llama biases")
+    errors: dict[float, list[float]] = {}
+    for factor in (1.0, 2.0**6):
+        # q · k and o(v) stay what they are.
+        for name, change in (("q", factor), ("k", 1 / factor), ("v", factor), ("o", 1 / factor)):
+            projection = getattr(peer.model.layers[1].self_attn, f"{name}_proj")
+            projection.weight.data *= change
+            if name != "o":
+                projection.bias.data *= change
+        tell = errors.setdefault(factor, []).extend
+        convert_to_hybrid(peer, [1], calibration_steps=30, tell=lambda *heard, tell=tell: tell(heard))
+    assert errors[64.0] == pytest.approx(errors[1.0], rel=1e-2)
 
 
 def test_own_samples_start_as_the_model_does_and_fit_its_context() -> None:
