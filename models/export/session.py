@@ -80,7 +80,7 @@ class OnnxState:
 
     def numpy(self) -> dict[str, np.ndarray]:
         """Copies of the tensors."""
-        return {name: value.numpy() for name, value in self.tensors.items()}
+        return {name: np.array(value.numpy()) for name, value in self.tensors.items()}
 
 
 class StateSession:

@@ -19,6 +19,7 @@ from neural_layers.models.cvm import CVMConfig, CVMForConditionalGeneration
 from neural_layers.models.export import OnnxModel, OnnxTranslator, VerificationError, export_onnx
 from neural_layers.models.export import cvm as cvm_graph
 from neural_layers.models.export.sampling import GenerationOptions, choose
+from neural_layers.models.export.stepper import Stepper
 from neural_layers.models.export.text import TextPieces
 from neural_layers.models.hybrid import HybridForCausalLM
 from tests.models.test_export import build
@@ -87,6 +88,17 @@ def test_long_prompts_are_read_in_chunks(served: OnnxModel, monkeypatch: Any) ->
     whole = served.generate(ids, max_new_tokens=5)
     monkeypatch.setattr("neural_layers.models.export.onnx_model.PREFILL", 16)
     np.testing.assert_array_equal(served.generate(ids, max_new_tokens=5), whole)
+
+
+def test_steps_of_one_decoding_leave_the_state_that_it_began_with(served: OnnxModel) -> None:
+    _, state = served.forward([[9, 8, 7]])
+    before = state.numpy()
+    first, second = Stepper(served.session, state), Stepper(served.session, state)
+    logits = [first(np.array([[token]])).copy() for token in (5, 6, 7)]
+    for name, value in state.numpy().items():
+        np.testing.assert_array_equal(value, before[name])
+    for token, wanted in zip((5, 6, 7), logits, strict=True):
+        np.testing.assert_array_equal(second(np.array([[token]])), wanted)
 
 
 def test_text_is_what_the_stream_gives_in_pieces(model: HybridForCausalLM, served: OnnxModel) -> None:
