@@ -135,7 +135,8 @@ def forget_replaced(model: HybridForCausalLM, layers: list[int], seed: int) -> N
     """Give the mixers of the `layers` new random weights: the same shapes, and nothing of the attention."""
     torch.manual_seed(seed)
     for layer in layers:
-        mixer: Any = build_mixer(model.config, layer, model.model.rotary)
+        config: Any = model.config
+        mixer: Any = build_mixer(config, layer, model.model.rotary)
         model.model.layers[layer].mixer.inner = mixer
 
 

@@ -22,7 +22,7 @@ _BATCH, _LEARNING_RATE, _WARMUP = 8, 0.05, 10
 def own_samples(model: HybridForCausalLM, seed: int = 0, count: int = SEQUENCES, length: int = LENGTH) -> Tensor:
     """Sequences (B, T) that the model itself writes, sampled at temperature 1 from its first token, or from any token
     where it has none: data in its own words (as in arXiv 2305.17888), where none is at hand."""
-    config = model.config
+    config: Any = model.config
     generator = torch.Generator().manual_seed(seed)
     if config.bos_token_id is None:
         ids = torch.randint(config.vocab_size, (count, 1), generator=generator)
@@ -109,7 +109,7 @@ def _fit(
 
 
 @torch.no_grad()
-def _scales(mixer: Mamba2, inputs_BTD: Tensor) -> dict[str, Tensor]:
+def _scales(mixer: Any, inputs_BTD: Tensor) -> dict[str, Tensor]:
     """For the parameters that may move, how far a step of size 1 moves each entry: about as far as changes what it acts
     on by its own size, so that one learning rate serves layers of all sizes. 0 for what is carried, and for the gate's
     rows, which stay 0: they fit no better when they move."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from neural_layers.attention import GroupedQueryAttention
-from neural_layers.mamba2 import Mamba2
 from neural_layers.models.hybrid import HybridConfig
 from neural_layers.position import alibi_slopes
 
@@ -41,8 +40,8 @@ def mamba2_layer(config: HybridConfig) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def carry(attention: GroupedQueryAttention, mixer: Mamba2, input_scale_D: Tensor) -> None:
-    """Fill `mixer` with the weights of `attention`: q → C, k → B, v → x, o → out, each number as it is.
+def carry(attention: GroupedQueryAttention, mixer: Any, input_scale_D: Tensor) -> None:
+    """Fill the `Mamba2` `mixer` with the weights of `attention`: q → C, k → B, v → x, o → out, each number as it is.
 
     Heads of k and v are repeated for the query heads that they serve. Of the rest, the convolution passes its input
     on, the gate is 1, D = 0, Δ = 1 whatever the input, and A = −DECAY (with ALiBi, minus the head's slope): linear

@@ -74,7 +74,7 @@ def read_config(folder: Path) -> Any:
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; give one that a transformers model was saved to")
     content = _json(folder / "config.json")
-    model_type = content.get("model_type")
+    model_type: Any = content.get("model_type")
     architecture_of(model_type)
     # What a config finds wrong with its fields is raised as different errors; each says what is wrong.
     try:

@@ -93,7 +93,7 @@ def _checked(replace_layers: Sequence[int], mixers: list[str]) -> list[int]:
 
 def _config(original: HybridForCausalLM, layers: list[int]) -> HybridConfig:
     """The same config but for the replaced layers."""
-    old = original.config
+    old: Any = original.config
     fields: dict[str, Any] = copy.deepcopy(old.to_dict())
     fields["mixers"] = ["mamba2" if i in layers else name for i, name in enumerate(old.mixers or [])]
     fields["mamba2_layers"] = {**(old.mamba2_layers or {}), **{str(i): mamba2_layer(old) for i in layers}}
