@@ -22,7 +22,7 @@ def load_language_model(folder: str | Path) -> tuple[Any, Any]:
     folder = Path(folder)
     check_model_folder(folder)
     tokenizer = load_tokenizer(folder)
-    model = _load_weights(folder)
+    model = load_model(folder)
     check_vocabulary(tokenizer, model.config.vocab_size, folder)
     own = model.generation_config
     own.bos_token_id = tokenizer.bos_token_id if own.bos_token_id is None else own.bos_token_id
@@ -88,7 +88,8 @@ def _read_config(folder: Path) -> None:
         raise InputError(f"{folder / 'config.json'} cannot be used: {_in_one_line(error)}") from error
 
 
-def _load_weights(folder: Path) -> Any:
+def load_model(folder: Path) -> Any:
+    """The model in `folder`, which `check_model_folder` has passed. Raises InputError for weights that do not fit."""
     from neural_layers.models.hybrid import HybridForCausalLM
 
     try:

@@ -11,7 +11,7 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from neural_layers.distill.files import save_json
-from neural_layers.distill.recipes.language_model_building import build_model, check_folder
+from neural_layers.distill.recipes.language_model_building import build_model
 from neural_layers.distill.recipes.language_model_data import (
     LanguageData,
     cached_tokens,
@@ -31,6 +31,7 @@ from neural_layers.distill.text.store import TokenStore
 from neural_layers.distill.text.tokenizing import load_text_tokenizer
 from neural_layers.distill.validation.language import LanguageValidator
 from neural_layers.errors import InputError
+from neural_layers.models.loading import check_model_folder
 
 
 def train_language_model(options: LanguageModelOptions, command: str = "") -> dict[str, Any]:
@@ -42,7 +43,7 @@ def train_language_model(options: LanguageModelOptions, command: str = "") -> di
     started = time.perf_counter()
     options.check()
     if options.model is not None:
-        check_folder(options.model)
+        check_model_folder(options.model)
     data = find_data(options)
     if options.patience is not None and not data.valid:
         raise InputError("--patience needs a validation text; give one with --valid")

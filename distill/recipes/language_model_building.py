@@ -1,15 +1,14 @@
 """The model that a language model's training begins with."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from neural_layers.distill.recipes.language_model_checkpoint import WEIGHTS, load_weights
 from neural_layers.distill.recipes.language_model_options import LanguageModelOptions
 from neural_layers.distill.text.errors import first_line
-from neural_layers.distill.text.tokenizing import check_fits, fingerprint, load_text_tokenizer
+from neural_layers.distill.text.tokenizing import fingerprint, load_text_tokenizer
 from neural_layers.errors import InputError
 from neural_layers.models.hybrid import HybridConfig, HybridForCausalLM, attention_every, pure, samba
+from neural_layers.models.loading import check_vocabulary, load_model
 
 _FIELDS = {
     "layers": "num_hidden_layers",
@@ -74,38 +73,11 @@ def mixers_named(name: str, depth: int) -> list[str]:
     return names
 
 
-def check_folder(folder: Path) -> None:
-    """Raise InputError where `folder` holds no hybrid model."""
-    for name in ("config.json", WEIGHTS):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder} holds no {name}; give a folder such as RUN/model")
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{folder / 'config.json'} is no model's config ({first_line(error)})") from error
-    if kind != HybridConfig.model_type:
-        raise InputError(f"{folder} holds a model of type {kind}; make it a hybrid by neural-layers convert first")
-
-
-def load_language_model(folder: Path) -> HybridForCausalLM:
-    """The hybrid model in `folder`, from safetensors alone.
-
-    Raises: InputError for a folder without one, a model of another kind and weights that are broken or do not fit.
-    """
-    check_folder(folder)
-    try:
-        model = HybridForCausalLM(HybridConfig.from_pretrained(folder, local_files_only=True))
-    # What a broken config raises is anything; whatever it is, the folder cannot be used.
-    except Exception as error:
-        raise InputError(f"the model in {folder} cannot be read: {first_line(error)}") from error
-    load_weights(model, folder)
-    return model
-
-
 def check_tokenizer(folder: Path, model: Any, tokenizer: Any) -> None:
     """Raise InputError where `tokenizer` is not the one that the model in `folder` was trained with."""
-    check_fits(tokenizer, model.config.vocab_size, str(folder))
-    if (folder / "tokenizer.json").is_file() and fingerprint(load_text_tokenizer(folder)) != fingerprint(tokenizer):
+    if not (folder / "tokenizer.json").is_file():
+        check_vocabulary(tokenizer, model.config.vocab_size, folder)
+    elif fingerprint(load_text_tokenizer(folder)) != fingerprint(tokenizer):
         raise InputError(
             f"--tokenizer differs from the tokenizer of the model in {folder}; leave it out to take the model's"
         )
@@ -113,7 +85,7 @@ def check_tokenizer(folder: Path, model: Any, tokenizer: Any) -> None:
 
 def _given_model(options: LanguageModelOptions, tokenizer: Any) -> HybridForCausalLM:
     assert options.model is not None
-    model = load_language_model(options.model)
+    model = load_model(options.model).float()  # to add small steps to: bfloat16 would round them away
     check_tokenizer(options.model, model, tokenizer)
     longest = model.config.max_position_embeddings
     if options.context > longest:

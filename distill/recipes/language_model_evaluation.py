@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from neural_layers.distill.recipes.language_model_building import check_tokenizer, load_language_model
 from neural_layers.distill.text.reading import ReadingOptions
 from neural_layers.distill.text.sampling import check_length
 from neural_layers.distill.text.sources import Part, parse_sources
 from neural_layers.distill.text.store import default_cache, open_store
-from neural_layers.distill.text.tokenizing import load_text_tokenizer
 from neural_layers.distill.validation.language import TextScorer, batched, windows
 from neural_layers.errors import InputError
+from neural_layers.models.loading import load_language_model
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,7 @@ def evaluate_language_model(options: EvaluationOptions) -> dict[str, Any]:
     """
     (source,) = parse_sources([options.data])
     parts: tuple[Part, ...] = source.valid or source.parts
-    model: Any = load_language_model(options.model)
-    tokenizer = load_text_tokenizer(options.model)
-    check_tokenizer(options.model, model, tokenizer)
+    model, tokenizer = load_language_model(options.model)
     context, stride = _window(options, model.config.max_position_embeddings)
     reading = ReadingOptions(options.text_field, options.document_separator)
     store = open_store(parts, tokenizer, reading, options.cache or default_cache())

@@ -95,19 +95,6 @@ def fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def check_fits(tokenizer: Any, vocab_size: int, where: str) -> None:
-    """Raise InputError where a tokenizer gives ids that a model of `vocab_size` has not, or has far too few.
-
-    A vocabulary that a model pads (to a multiple of 128, say) fits.
-    """
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= vocab_size or len(tokenizer) + max(256, vocab_size // 50) < vocab_size:
-        raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens (ids to {largest}) and the model in {where} a vocabulary of "
-            f"{vocab_size}; give the folder with the tokenizer that it was trained with"
-        )
-
-
 class _Counted:
     def __init__(self, texts: Iterable[str]) -> None:
         self.texts, self.characters = texts, 0

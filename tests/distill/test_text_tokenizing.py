@@ -12,7 +12,6 @@ from neural_layers.distill.text.tokenizing import (
     END,
     bpe_tokenizer,
     character_tokenizer,
-    check_fits,
     fingerprint,
     load_text_tokenizer,
     token_ids,
@@ -76,12 +75,3 @@ def test_wrong_tokenizers_are_told(tmp_path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="cannot be read"):
         load_text_tokenizer(tmp_path)
-
-
-def test_a_tokenizer_fits_a_vocabulary_of_its_size_or_one_that_is_padded() -> None:
-    size = len(BPE)
-    check_fits(BPE, size, "m")
-    check_fits(BPE, size + 50, "m")
-    for other in (size - 1, 2 * size + 300):
-        with pytest.raises(InputError, match=f"the model in m a vocabulary of {other}; give the folder"):
-            check_fits(BPE, other, "m")
