@@ -35,7 +35,7 @@ def test_float32_logits_and_greedy_tokens_are_those_of_transformers(variant) -> 
     peer = make_peer(variant)
     ours, ids = from_transformers(peer), make_ids()
     expected = peer(ids, use_cache=False).logits
-    assert (ours(ids).logits - expected).abs().max() <= 2e-5 * max(1.0, float(expected.abs().max()))
+    assert (ours(ids).logits - expected).abs().max() <= 2e-5
 
     options = {"max_new_tokens": 9, "do_sample": False}
     # transformers forgets the limit of Δ in its one-token step; a bias before its convolution lets padding into it.
@@ -50,11 +50,11 @@ def test_float32_logits_and_greedy_tokens_are_those_of_transformers(variant) -> 
     if has_padding_fault:
         for row, mask in enumerate(real):
             alone = padded["input_ids"][row, mask].unsqueeze(0)
-            assert (logits[row, mask] - peer(alone, use_cache=False).logits[0]).abs().max() <= 1e-4
+            assert (logits[row, mask] - peer(alone, use_cache=False).logits[0]).abs().max() <= 2e-5
             assert torch.equal(tokens[row, int((~mask).sum()) :], peer.generate(alone, **options)[0])
     else:
         difference = logits[real] - peer(**padded, use_cache=False).logits[real]
-        assert difference.abs().max() <= 2e-5 * max(1.0, float(expected.abs().max()))
+        assert difference.abs().max() <= 2e-5
         assert torch.equal(tokens, peer.generate(**padded, **options, use_cache=not has_step_fault))
 
 
@@ -67,7 +67,7 @@ def test_float64_logits_are_those_of_transformers_in_float64(variant) -> None:
         expected = peer(ids, use_cache=False).logits
     ours = from_transformers(peer)
     assert ours.dtype == expected.dtype == torch.float64
-    assert (ours(ids).logits - expected).abs().max() <= 1e-10 * max(1.0, float(expected.abs().max()))
+    assert (ours(ids).logits - expected).abs().max() <= 1e-10
 
 
 @torch.no_grad()
