@@ -14,6 +14,7 @@ import numpy as np
 
 from neural_layers.errors import InputError, require
 from neural_layers.models.export.folder import read_json
+from neural_layers.models.export.pages import large_pages
 
 PAST, NEW = "past.", "new."
 WINDOW = "past_of_"  # before the window, the name of a dimension that grows to the window less one
@@ -36,7 +37,8 @@ def open_session(path: Path, threads: int | None = None) -> Any:
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with large_pages():
+            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise InputError(f"{path} is not a model that ONNX Runtime {onnxruntime.__version__} reads: {error}") from error
 

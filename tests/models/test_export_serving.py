@@ -18,6 +18,7 @@ from neural_layers.errors import InputError
 from neural_layers.models.cvm import CVMConfig, CVMForConditionalGeneration
 from neural_layers.models.export import OnnxModel, OnnxTranslator, VerificationError, export_onnx
 from neural_layers.models.export import cvm as cvm_graph
+from neural_layers.models.export.pages import large_pages
 from neural_layers.models.export.sampling import GenerationOptions, choose
 from neural_layers.models.export.stepper import Stepper
 from neural_layers.models.export.text import TextPieces
@@ -101,6 +102,17 @@ def test_steps_of_one_decoding_leave_the_state_that_it_began_with(served: OnnxMo
         np.testing.assert_array_equal(second(np.array([[token]])), wanted)
 
 
+def test_large_pages_hold_what_was_written_and_their_absence_is_no_error(monkeypatch: Any) -> None:
+    with large_pages():
+        values = np.arange(3 << 20)
+    assert (values == np.arange(3 << 20)).all()
+    monkeypatch.setattr("neural_layers.models.export.pages.Path", lambda name: Path("/nowhere"))
+    with large_pages():
+        assert np.ones(3 << 20).sum() == 3 << 20
+    with pytest.raises(InputError), large_pages():
+        raise InputError("what fails in the block is told")
+
+
 def test_text_is_what_the_stream_gives_in_pieces(model: HybridForCausalLM, served: OnnxModel) -> None:
     options: dict[str, Any] = {"max_new_tokens": 40, "do_sample": True, "seed": 11, "temperature": 0.9}
     text = served.generate("Grüße", **options)
@@ -155,7 +167,7 @@ def test_sampling_keeps_to_its_limits_and_to_its_distribution() -> None:
 
 @pytest.mark.parametrize("options", [{"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.2}, {"typical_p": 0.5}, {"top_p": 0.1}])
 def test_what_the_limits_leave_is_what_transformers_leaves(options: dict[str, float]) -> None:
-    from transformers import GenerationConfig, LogitsProcessorList
+    from transformers import LogitsProcessorList
     from transformers.generation import logits_process as peers
 
     from neural_layers.models.export.sampling import _warp
@@ -164,7 +176,6 @@ def test_what_the_limits_leave_is_what_transformers_leaves(options: dict[str, fl
         "top_k": peers.TopKLogitsWarper, "top_p": peers.TopPLogitsWarper,
         "min_p": peers.MinPLogitsWarper, "typical_p": peers.TypicalLogitsWarper,
     }  # fmt: skip
-    assert GenerationConfig is not None
     logits = torch.randn(4, 40, generator=torch.Generator().manual_seed(0)) * 2
     warpers = LogitsProcessorList([kinds[name](value) for name, value in options.items()])
     wanted = warpers(torch.zeros(4, 1, dtype=torch.long), logits.clone()).isfinite().numpy()
