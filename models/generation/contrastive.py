@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.generation import GenerateDecoderOnlyOutput, StoppingCriteriaList, StopStringCriteria
+from transformers import StoppingCriteriaList, StopStringCriteria
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from neural_layers.errors import InputError
 
@@ -78,7 +79,8 @@ def contrastive_search(
         streamer.end()
     if not generation_config.return_dict_in_generate:
         return steps.input_ids
-    return GenerateDecoderOnlyOutput(
+    output: Any = GenerateDecoderOnlyOutput  # annotated as tensors of other classes
+    return output(
         sequences=steps.input_ids,
         scores=tuple(steps.scores) if generation_config.output_scores else None,
         past_key_values=steps.cache,
@@ -95,7 +97,7 @@ class ContrastiveSteps:
     def __init__(
         self, model: Any, input_ids: Tensor, processors: Any, criteria: Any, config: Any, model_kwargs: dict[str, Any]
     ) -> None:
-        self.cache = model_kwargs.get("past_key_values")
+        self.cache: Any = model_kwargs.get("past_key_values")
         _check(config, self.cache, model_kwargs)
         self.model, self.input_ids, self.config = model, input_ids, config
         self.processors, self.criteria = processors, criteria
@@ -145,8 +147,9 @@ class ContrastiveSteps:
         new_BCD = torch.nn.functional.normalize(states.view(batch, candidates, -1), dim=-1)
         cosine_BCT = new_BCD @ directions_BTD.transpose(1, 2)
         if self.mask_BT is not None:
-            is_padding_BT = self._mask(cosine_BCT.shape[2]) == 0
-            cosine_BCT = cosine_BCT.masked_fill(is_padding_BT[:, None], -1.0)
+            counts_BT = directions_BTD.new_ones(directions_BTD.shape[:2])
+            counts_BT[:, : self.mask_BT.shape[1]] = self.mask_BT
+            cosine_BCT = cosine_BCT.masked_fill(counts_BT[:, None] == 0, -1.0)
         value_BC = (1 - alpha) * p_BC.to(cosine_BCT) - alpha * cosine_BCT.amax(-1)
         # A token that a processor forbids may be among the candidates where few are allowed.
         chosen_B = value_BC.masked_fill(p_BC == 0, -torch.inf).argmax(-1)

@@ -6,7 +6,7 @@ Letters: B batch (here 1), T length, V vocabulary.
 import contextvars
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ def prepare(model: Any, input_ids: Tensor, **arguments: Any) -> Prepared:
 
 
 @torch.no_grad()
-def sampled_tokens(prepared: Prepared) -> Iterator[list[int]]:
+def sampled_tokens(prepared: Prepared) -> Generator[list[int], None, None]:
     """The token of each step of greedy decoding or sampling: those of `generate` with the same random state.
 
     Whenever a step has been given out, the cache has read all tokens but its last: here and in the functions below.
@@ -70,7 +70,7 @@ def sampled_tokens(prepared: Prepared) -> Iterator[list[int]]:
         output = model(**model.prepare_inputs_for_generation(ids, next_sequence_length=length, **kwargs))
 
 
-def contrastive_tokens(prepared: Prepared) -> Iterator[list[int]]:
+def contrastive_tokens(prepared: Prepared) -> Generator[list[int], None, None]:
     """The token of each step of contrastive search."""
     p = prepared
     for token_B in ContrastiveSteps(p.model, p.input_ids, p.processors, p.criteria, p.config, p.model_kwargs):
@@ -98,7 +98,7 @@ class _Handing(BaseStreamer, StoppingCriteria):
         return torch.full((input_ids.shape[0],), self.is_closed, dtype=torch.bool, device=input_ids.device)
 
 
-def assisted_tokens(model: Any, input_ids: Tensor, **arguments: Any) -> Iterator[list[int]]:
+def assisted_tokens(model: Any, input_ids: Tensor, **arguments: Any) -> Generator[list[int], None, None]:
     """The tokens of each step of assisted decoding or prompt lookup.
 
     transformers' loop cannot be paused, so it runs in a thread, which works only while the next step is waited for.

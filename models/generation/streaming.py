@@ -1,6 +1,6 @@
 """Generated text as it comes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class TextStream:
     """
 
     def __init__(
-        self, steps: Iterator[list[int]], pieces: TextPieces, prompt: Sequence[int], prepared: Prepared
+        self, steps: Generator[list[int], None, None], pieces: TextPieces, prompt: Sequence[int], prepared: Prepared
     ) -> None:
         self.token_ids, self.num_prompt_tokens = list(prompt), len(prompt)
         self.past_key_values = prepared.model_kwargs.get("past_key_values")

@@ -91,7 +91,7 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
             kwargs["past_key_values"].already_read = 0
         return GenerationMixin.prepare_inputs_for_generation(self, *args, **kwargs)
 
-    def _assisted_decoding(self: Any, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def _assisted_decoding(self: Any, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
         # transformers would begin by reading the whole prompt, and so what a given cache has read a second time.
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
         length = getattr(kwargs["generation_config"], "_mask_length", -1) if mask is None else mask.shape[1]

@@ -1,6 +1,7 @@
 """How text is chosen: the options that `generate` and `chat` share, and what contradicts what."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def _check_range(name: str, value: float, low: float, high: float, ends: bool) -
 
 def _check_together(options: argparse.Namespace) -> None:
     """Raise InputError for two options of which one would be ignored."""
-    value = vars(options).get
+    value: Callable[[str], Any] = vars(options).get
     flags = {name: "--" + name.replace("_", "-") for name in vars(options)}
     # --beams with sampling is stochastic beam search, which there is; --top-k with --contrastive is its candidates.
     clashes = [(name, "greedy") for name in _SAMPLING]

@@ -1,5 +1,7 @@
 """Small models and a tokenizer that the tests of generation share."""
 
+import zlib
+
 import torch
 
 from neural_layers.models.hybrid import HybridConfig, HybridForCausalLM
@@ -21,8 +23,7 @@ TEXTS = [
 
 
 def make_model(mixers="hybrid", seed: int = 0, **changes) -> HybridForCausalLM:
-    """A model in float64 whose every weight is away from its initial zeros and ones, so that it says many things."""
-    torch.manual_seed(seed)
+    """A model in float64 that says many things: weights of its own, far from the small ones of an initialisation."""
     mixers = MIXERS.get(mixers, mixers) if isinstance(mixers, str) else mixers
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4}
     sizes |= {"num_key_value_heads": 2, "mamba_d_state": 4, "mamba2_d_state": 8, "mamba2_head_dim": 8}
@@ -31,8 +32,21 @@ def make_model(mixers="hybrid", seed: int = 0, **changes) -> HybridForCausalLM:
     model = HybridForCausalLM(HybridConfig(mixers=mixers, **{**sizes, **changes})).double().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.add_((1.0 if "embed" in name or "head" in name else 0.2) * torch.randn_like(parameter))
+            # Drawn for each name alone, so that another parameter or order of initialisation changes no other.
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+            parameter.copy_(_draw(name, parameter, generator))
     return model
+
+
+def _draw(name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    if name.endswith("A_log"):
+        return 0.5 * noise
+    if "dt_" in name and name.endswith("bias"):
+        return noise - 2.0
+    if parameter.ndim < 2:
+        return 0.3 * noise + (1.0 if "norm" in name or name.endswith("D") else 0.0)
+    return noise * (1.0 if "embed" in name or "head" in name else 1.2 * parameter[0].numel() ** -0.5)
 
 
 def make_ids(seed: int = 0, batch: int = 1, length: int = 9, vocabulary: int = VOCABULARY) -> torch.Tensor:
