@@ -127,9 +127,10 @@ def _save(model: Any, source: Path, out: Path) -> list[str]:
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as beside:
-        # The source's own generation defaults are copied as they are; some that it can hold cannot be saved anew.
         beside.mkdir()
-        model.generation_config = type(model.generation_config)()
+        if (source / "generation_config.json").is_file():
+            # Copied as it is: some defaults that such a file can hold cannot be saved anew.
+            model.generation_config = type(model.generation_config)()
         model.save_pretrained(beside)
         return copy_companions(source, beside)
 

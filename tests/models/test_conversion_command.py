@@ -1,6 +1,7 @@
 """`neural-layers convert`: what it writes, what it prints, and one line for bad input."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -46,6 +47,15 @@ def test_the_model_is_written_whole_with_what_goes_with_it(folder, tmp_path, cap
     assert "largest logit difference from transformers: " in printed
     assert "copied: tokenizer.json, generation_config.json" in printed
     assert printed.endswith(f"{out}\n")
+
+
+def test_without_generation_defaults_those_of_the_config_are_written(folder, tmp_path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(folder, source)
+    (source / "generation_config.json").unlink()
+    assert main(["convert", str(source), "--out", str(tmp_path / "out")]) == 0
+    defaults = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert (defaults["bos_token_id"], defaults["pad_token_id"]) == (1, 0)
 
 
 def test_layers_are_replaced_as_by_the_function_and_the_dtype_is_chosen(folder, tmp_path, capsys) -> None:
