@@ -93,13 +93,19 @@ def travel_along(model: Any, stage: Path, tokenizer: Any) -> None:
     """Write config.json, generation_config.json and the tokenizer's files.
 
     tokenizer: one of transformers', a folder, or None for the files in the folder that the model was loaded from.
+    Raises InputError for a tokenizer that is missing, cannot be read, or has more tokens than the model.
     """
     model.config.to_json_file(str(stage / "config.json"), use_diff=False)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.to_json_file(str(stage / "generation_config.json"))
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(str(stage))
-        return
+    else:
+        _copy_tokenizer(model, stage, tokenizer)
+    _check_tokenizer(stage / "tokenizer.json", model.config.vocab_size)
+
+
+def _copy_tokenizer(model: Any, stage: Path, tokenizer: Any) -> None:
     source = Path(tokenizer if tokenizer is not None else getattr(model, "name_or_path", "") or "")
     if tokenizer is not None and not (source / "tokenizer.json").is_file():
         raise InputError(f"there is no tokenizer.json in {source}; save a fast tokenizer there")
@@ -107,3 +113,17 @@ def travel_along(model: Any, stage: Path, tokenizer: Any) -> None:
         for name in TOKENIZER_FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, stage / name)
+
+
+def _check_tokenizer(path: Path, vocab_size: int) -> None:
+    """Raise InputError where a tokenizer has tokens that the model does not know."""
+    if not path.is_file():
+        return
+    from tokenizers import Tokenizer
+
+    try:
+        known = Tokenizer.from_file(str(path)).get_vocab_size()
+    except Exception as error:  # what a broken file raises is a bare Exception
+        raise InputError(f"the tokenizer cannot be read: {error}; give another with tokenizer=…") from error
+    if known > vocab_size:
+        raise InputError(f"the tokenizer has {known} tokens and the model {vocab_size}; give the model's own tokenizer")

@@ -70,13 +70,17 @@ class OnnxModel:
             raise InputError(f"keep={keep} must be from 1 to the {ids.shape[1]} tokens of input_ids")
         return self.session.run(ids, kept, state, keep)
 
-    def generate(self, inputs: Any, attention_mask: Any = None, **options: Any) -> Any:
+    def generate(self, inputs: Any = None, attention_mask: Any = None, *, input_ids: Any = None, **options: Any) -> Any:
         """Continue token ids or text.
 
         inputs: text or a list of texts: the continuation of each is returned as text; or ids, one row or several:
         returned are int64 (B, T + new), the prompt included, with padding behind the end of a row.
+        attention_mask: (B, T), 1 for a token that counts. input_ids: as `inputs`.
         Raises InputError for empty prompts, ids outside the vocabulary, and more tokens than the context holds.
         """
+        inputs = input_ids if inputs is None else inputs
+        if inputs is None:
+            raise InputError("generate needs a prompt: text, or token ids")
         if isinstance(inputs, str):
             (text,) = self.generate([inputs], **options)
             return text

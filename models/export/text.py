@@ -9,7 +9,7 @@ _BROKEN = "\ufffd"  # what a token ends in that is only the first bytes of a cha
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The `tokenizers.Tokenizer` of a folder; raises InputError where there is none."""
+    """The `tokenizers.Tokenizer` of a folder; raises InputError where there is none that can be read."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise InputError(
@@ -19,7 +19,10 @@ def load_tokenizer(folder: Path) -> Any:
     require("tokenizers", extra="onnx")
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(path))
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # what a broken file raises is a bare Exception
+        raise InputError(f"{path} cannot be read: {error}; export the model again") from error
 
 
 class TextPieces:

@@ -52,14 +52,17 @@ class OnnxTranslator:
         """The folder's `tokenizers.Tokenizer`; raises InputError where there is none."""
         return load_tokenizer(self.folder)
 
-    def generate(self, inputs: Any, attention_mask: Any = None, **options: Any) -> Any:
+    def generate(self, inputs: Any = None, attention_mask: Any = None, *, input_ids: Any = None, **options: Any) -> Any:
         """Translate token ids or text.
 
         inputs: a text or a list of texts: returned are texts; or ids, one row or several (of different lengths are
         padded on the right): returned are int64 (B, 1 + T) behind the start token, with padding behind the end.
-        attention_mask: (B, S), 1 for a token that counts; by default 0 for padding.
+        attention_mask: (B, S), 1 for a token that counts; by default 0 for padding. input_ids: as `inputs`.
         Raises InputError for empty sources, ids outside the vocabulary, and more tokens than the context holds.
         """
+        inputs = input_ids if inputs is None else inputs
+        if inputs is None:
+            raise InputError("generate needs a prompt: text, or token ids")
         if isinstance(inputs, str):
             (text,) = self.generate([inputs], **options)
             return text

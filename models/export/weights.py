@@ -3,7 +3,8 @@
 Quantized weights are `MatMulNBits` of ONNX Runtime at accuracy level 4: blocks of weights share a scale, and the
 activations are rounded to 8 bits within each block of a row. Its 8-bit form is taken for int8 as well, and not
 `DynamicQuantizeLinear` with `MatMulInteger`: that one has a single scale for all rows of a call, so that what a token
-computes would depend on what else is in the batch and in the chunk. At one row both take the same time.
+computes would depend on what else is in the batch and in the chunk. At one row both take the same time. A trained
+hybrid (4 layers, 128 wide, characters) has a loss of 1.7367 in float32, 1.7363 in int8 and 1.7424 in int4.
 
 Letters: K inputs, N outputs, V vocabulary, D width.
 """

@@ -160,7 +160,9 @@ def test_quantized_graphs_are_small_and_close(quantize: str, share: float, large
     assert np.sqrt(np.square(difference).mean() / np.square(wanted).mean()) < largest
 
 
-def test_weights_of_their_own_file_serve_and_old_ones_are_removed(exported: Any, tmp_path: Path) -> None:
+def test_weights_of_their_own_file_serve_and_old_ones_are_removed(
+    exported: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
     model, folder = exported
     for _ in range(2):
         export_onnx(model, tmp_path, external_data=True, verify=False)
@@ -170,6 +172,9 @@ def test_weights_of_their_own_file_serve_and_old_ones_are_removed(exported: Any,
     np.testing.assert_array_equal(OnnxModel(tmp_path).forward(ids)[0], OnnxModel(folder).forward(ids)[0])
     export_onnx(model, tmp_path, verify=False)
     assert not list(tmp_path.glob("*.data"))
+    monkeypatch.setattr("neural_layers.models.export.folder.LARGEST", 1000)  # as of a model over 2 GB
+    assert export_onnx(model, tmp_path)
+    assert len(list(tmp_path.glob("*.data"))) == 1
 
 
 def test_a_wrong_graph_leaves_no_file_and_the_error_says_where(tmp_path: Path, monkeypatch: Any) -> None:

@@ -213,6 +213,7 @@ def test_a_missing_package_is_an_error_that_names_the_extra(folder: Path) -> Non
 def test_bad_input_is_an_error_with_value_and_remedy(served: OnnxModel) -> None:
     _, state = served.forward([[4, 5]])
     cases: list[tuple[Any, str]] = [
+        (lambda: served.generate(), "generate needs a prompt"),
         (lambda: served.generate([]), "prompt 0 is empty; give at least one token"),
         (lambda: served.generate(""), "prompt 0 is empty"),
         (lambda: served.generate([[1], []]), "prompt 1 is empty"),
@@ -256,6 +257,20 @@ def test_folders_that_are_not_an_export_are_refused(folder: Path, tmp_path: Path
             OnnxModel(folder / "onnx").generate("text")
     finally:
         (tmp_path / "tokenizer.json").rename(folder / "onnx" / "tokenizer.json")
+
+
+def test_a_tokenizer_that_does_not_match_the_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    larger = byte_tokenizer()
+    larger.add_tokens(["<more>"])
+    with pytest.raises(InputError, match="the tokenizer has 257 tokens and the model 256; give the model's own"):
+        export_onnx(HybridForCausalLM.from_pretrained(folder), tmp_path / "out", tokenizer=larger, verify=False)
+    with pytest.raises(InputError, match=f"there is no tokenizer.json in {tmp_path}"):
+        export_onnx(HybridForCausalLM.from_pretrained(folder), tmp_path / "out", tokenizer=tmp_path, verify=False)
+    assert not (tmp_path / "out").exists()
+    shutil.copytree(folder / "onnx", tmp_path / "torn")
+    (tmp_path / "torn" / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match=r"tokenizer.json cannot be read: .*; export the model again"):
+        OnnxModel(tmp_path / "torn").generate("a")
 
 
 def build_translator(**overrides: Any) -> CVMForConditionalGeneration:
