@@ -1,8 +1,9 @@
 """Checkpoints that appear whole or not at all, and hold no pickles.
 
-A checkpoint is a folder of `model.safetensors` with the model's configs, `optimizer.safetensors` and `state.json` (the
-step, the schedule, the random generators of every process, the place in streamed data) and the trainer's own
-`trainer_state.json`. transformers would write the optimiser and the random state by `torch.save`.
+A checkpoint is a folder of `model.safetensors` with the model's configs, `optimizer.safetensors`, `state.json` (the
+step, the schedule, the place in streamed data, and of every process its random generators and the loss that is not yet
+logged) and the trainer's own `trainer_state.json`. transformers would write the optimiser and the random state by
+`torch.save`.
 """
 
 import json

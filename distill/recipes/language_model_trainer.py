@@ -159,7 +159,8 @@ class LanguageModelTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # With several processes all take part: in gathering what is split, and each with its random state.
-        randoms = gather_object([random_state()])
+        own = {"random": random_state(), "loss": self._tr_loss.item()}
+        processes = gather_object([own])
         weights = whole_weights(self.model) if self.fsdp else None
         optimizer: Any = self.optimizer
         optimizer = whole_optimizer(self.model, optimizer.optimizer) if self.fsdp else optimizer.state_dict()
@@ -169,7 +170,8 @@ class LanguageModelTrainer(Trainer):
                 "step": self.state.global_step,
                 "is_last": self.control.should_training_stop,
                 "schedule": self.lr_scheduler.state_dict(),
-                "random": randoms,
+                "processes": processes,
+                "logged": self._globalstep_last_logged,
                 "data": self.feed.state(),
             }
             target = self.folder / f"checkpoint-{self.state.global_step}"
@@ -231,9 +233,14 @@ class LanguageModelTrainer(Trainer):
         self.feed.restore(self._checkpoint.state["data"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        randoms = self._checkpoint.state["random"] if checkpoint is not None else []
-        if self.args.process_index < len(randoms):
-            restore_random_state(randoms[self.args.process_index])
+        # Called right before the first step.
+        state = self._checkpoint.state if checkpoint is not None else {"processes": []}
+        if self.args.process_index < len(state["processes"]):
+            own = state["processes"][self.args.process_index]
+            restore_random_state(own["random"])
+            # So that the next log tells the mean of all the steps since the last.
+            self._tr_loss += own["loss"]
+            self._globalstep_last_logged = state["logged"]
 
 
 class _FeedDataset(IterableDataset[dict[str, Tensor]]):

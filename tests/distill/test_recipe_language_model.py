@@ -15,6 +15,7 @@ pytest.importorskip("tensorboard", reason="tensorboard is not installed")
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from neural_layers.distill.recipes import language_model as recipe
 from neural_layers.distill.recipes import language_model_checkpoint as checkpoints
 from neural_layers.distill.recipes.language_model import train_language_model
 from neural_layers.distill.recipes.language_model_checkpoint import newest_checkpoint
@@ -172,6 +173,28 @@ def test_streamed_training_resumes_to_the_same_bits(tmp_path) -> None:
     (cut.out / "report.json").unlink()
     train_language_model(cut)
     assert weights_of(cut.out) == weights_of(whole.out)
+
+
+def test_the_loss_in_the_log_is_the_mean_over_a_resume_too(tmp_path, monkeypatch) -> None:
+    write_corpus(tmp_path / "data")
+    real = recipe._arguments
+    monkeypatch.setattr(recipe, "_arguments", lambda *given: _logging_every(5, real(*given)))
+    whole = small_options(tmp_path, "whole", steps=5, save_steps=3)
+    train_language_model(whole)
+    cut = replace(whole, out=tmp_path / "cut")
+    shutil.copytree(whole.out, cut.out)
+    for name in ("model", "checkpoints/checkpoint-5"):
+        shutil.rmtree(cut.out / name)
+    (cut.out / "report.json").unlink()
+    train_language_model(cut)
+    losses = [[record["loss"] for record in log_of(run.out) if "loss" in record] for run in (whole, cut)]
+    assert len(losses[0]) == 1
+    assert losses[0] == losses[1]
+
+
+def _logging_every(steps: int, arguments):
+    arguments.logging_steps = steps
+    return arguments
 
 
 def test_accumulated_batches_train_as_one_large_batch(options) -> None:
