@@ -2,7 +2,6 @@
 
 import os
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,20 +13,17 @@ from neural_layers.distill.files import save_json
 from neural_layers.distill.recipes.language_model_building import build_model
 from neural_layers.distill.recipes.language_model_data import (
     LanguageData,
-    cached_tokens,
-    describe,
+    OpenData,
     find_data,
     make_tokenizer,
-    open_feed,
-    tell_unknown,
+    open_data,
 )
 from neural_layers.distill.recipes.language_model_options import LanguageModelOptions
 from neural_layers.distill.recipes.language_model_progress import LanguageModelProgress
 from neural_layers.distill.recipes.language_model_run import LanguageModelRun
-from neural_layers.distill.recipes.language_model_trainer import Feed, LanguageModelTrainer
+from neural_layers.distill.recipes.language_model_trainer import LanguageModelTrainer
 from neural_layers.distill.recipes.versions import git_revision, versions
 from neural_layers.distill.text.feed import BatchPlan
-from neural_layers.distill.text.store import TokenStore
 from neural_layers.distill.text.tokenizing import load_text_tokenizer
 from neural_layers.distill.validation.language import LanguageValidator
 from neural_layers.errors import InputError
@@ -45,33 +41,31 @@ def train_language_model(options: LanguageModelOptions, command: str = "") -> di
     if options.model is not None:
         check_model_folder(options.model)
     data = find_data(options)
-    if options.patience is not None and not data.valid:
+    validates = bool(data.valid) or options.valid_fraction is not None
+    if options.patience is not None and not validates:
         raise InputError("--patience needs a validation text; give one with --valid")
     run = LanguageModelRun(options)
     if run.is_finished:
         tqdm.write(f"{run.path} is finished; this is its report")
         return run.report()
-    arguments = _arguments(options, run, bool(data.valid))
+    arguments = _arguments(options, run, validates)
     plan = _plan(options, arguments)
     with arguments.main_process_first(desc="the data"):
         if arguments.process_index == 0:
             run.prepare()
-        prepared = _prepare(options, run, data, plan)
+        tokenizer = _tokenizer(options, run, data)
+        opened = open_data(options, data, tokenizer, plan, _tell if arguments.process_index == 0 else lambda line: None)
     set_seed(options.seed)
-    model = build_model(options, prepared.tokenizer)
+    model = build_model(options, tokenizer)
     if arguments.process_index == 0:
-        run.begin({**_config(options), "data": prepared.described, "parameters": model.num_parameters()})
-    trainer = _trainer(options, run, arguments, model, prepared, plan)
+        run.begin({**_config(options), "data": opened.described, "parameters": model.num_parameters()})
+    trainer = _trainer(options, run, arguments, model, opened, plan)
     _train(trainer, run)
-    return _finish(options, run, trainer, prepared, started, command)
+    return _finish(options, run, trainer, opened, started, command)
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    tokenizer: Any
-    feed: Feed
-    valid: TokenStore | None
-    described: list[dict[str, Any]]
+def _tell(line: str) -> None:
+    tqdm.write(line)
 
 
 def _plan(options: LanguageModelOptions, arguments: TrainingArguments) -> BatchPlan:
@@ -85,23 +79,13 @@ def _plan(options: LanguageModelOptions, arguments: TrainingArguments) -> BatchP
     return BatchPlan(options.batch, options.accumulate, arguments.process_index, world)
 
 
-def _prepare(options: LanguageModelOptions, run: LanguageModelRun, data: LanguageData, plan: BatchPlan) -> _Prepared:
-    is_main = plan.rank == 0
+def _tokenizer(options: LanguageModelOptions, run: LanguageModelRun, data: LanguageData) -> Any:
+    """The run's tokenizer: made once, and found again when the run is continued."""
     if (run.tokenizer / "tokenizer_config.json").is_file():
-        tokenizer = load_text_tokenizer(run.tokenizer)
-    else:
-        tokenizer = make_tokenizer(options, data)
-        run.save_tokenizer(tokenizer)
-    described, feed = open_feed(options, data, tokenizer, plan, tell=tqdm.write if is_main else lambda line: None)
-    valid = None
-    if data.valid:
-        valid = cached_tokens("validation", data.valid, tokenizer, data, options.cache)
-        if is_main:
-            tell_unknown("validation", valid, tokenizer, tqdm.write)
-        described.append(describe("validation", 0.0, valid))
-    elif is_main:
-        tqdm.write("no validation text: give one with --valid to see how well the model does")
-    return _Prepared(tokenizer, feed, valid, described)
+        return load_text_tokenizer(run.tokenizer)
+    tokenizer = make_tokenizer(options, data)
+    run.save_tokenizer(tokenizer)
+    return tokenizer
 
 
 def _trainer(
@@ -109,14 +93,14 @@ def _trainer(
     run: LanguageModelRun,
     arguments: TrainingArguments,
     model: Any,
-    prepared: _Prepared,
+    opened: OpenData,
     plan: BatchPlan,
 ) -> LanguageModelTrainer:
     validate = None
     is_main = plan.rank == 0
-    if prepared.valid is not None:
+    if opened.valid is not None:
         validate = LanguageValidator(
-            prepared.valid,
+            opened.valid,
             options.context,
             max(plan.own, 4096 // options.context),
             model.config.vocab_size,
@@ -128,7 +112,7 @@ def _trainer(
     trainer = LanguageModelTrainer(
         model=model,
         args=arguments,
-        feed=prepared.feed,
+        feed=opened.feed,
         validate=validate,
         label_smoothing=options.label_smoothing,
         patience=options.patience,
@@ -160,7 +144,7 @@ def _finish(
     options: LanguageModelOptions,
     run: LanguageModelRun,
     trainer: LanguageModelTrainer,
-    prepared: _Prepared,
+    opened: OpenData,
     started: float,
     command: str,
 ) -> dict[str, Any]:
@@ -175,7 +159,7 @@ def _finish(
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "steps": trainer.state.global_step,
         "step": step,
-        "data": prepared.described,
+        "data": opened.described,
         "train_loss": next((entry["loss"] for entry in reversed(history) if "loss" in entry), None),
         "validation": {k.removeprefix("eval_"): v for k, v in _validation(history, step).items()},
         "seconds": round(time.perf_counter() - started, 1),

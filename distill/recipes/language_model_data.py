@@ -10,6 +10,7 @@ from neural_layers.distill.recipes.language_model_progress import reading_bar
 from neural_layers.distill.recipes.language_model_trainer import Feed
 from neural_layers.distill.text.errors import TextError
 from neural_layers.distill.text.feed import BatchPlan, SampledFeed
+from neural_layers.distill.text.holding_out import hold_out, joined
 from neural_layers.distill.text.reading import ReadingOptions
 from neural_layers.distill.text.sampling import PackedSampler
 from neural_layers.distill.text.sources import Part, Source, parse_sources
@@ -31,6 +32,19 @@ class LanguageData:
     reading: ReadingOptions
 
 
+@dataclass(frozen=True)
+class OpenData:
+    """What training reads.
+
+    feed: the batches of this process. valid: the tokens to validate on, None for none
+    described: of each source what `config.json` keeps, and what must be the same when the run is continued
+    """
+
+    feed: Feed
+    valid: TokenStore | None
+    described: list[dict[str, Any]]
+
+
 def find_data(options: LanguageModelOptions) -> LanguageData:
     """The sources that the options name. Raises InputError where one cannot be found."""
     sources = parse_sources(options.data)
@@ -39,6 +53,8 @@ def find_data(options: LanguageModelOptions) -> LanguageData:
         (given,) = parse_sources([options.valid])
         # A folder that divides its files gives its validation part to --valid, as it gives the other to --data.
         return LanguageData(sources, given.valid or given.parts, reading)
+    if options.valid_fraction is not None:
+        return LanguageData(sources, (), reading)
     return LanguageData(sources, tuple(part for source in sources for part in source.valid), reading)
 
 
@@ -87,31 +103,55 @@ def cached_tokens(name: str, parts: tuple[Part, ...], tokenizer: Any, data: Lang
             bar.close()
 
 
-def open_feed(
+def open_data(
     options: LanguageModelOptions, data: LanguageData, tokenizer: Any, plan: BatchPlan, tell: Callable[[str], None]
-) -> tuple[list[dict[str, Any]], Feed]:
-    """What `config.json` keeps of the training sources, and the batches of this process.
+) -> OpenData:
+    """The training batches of this process and the validation text.
 
     tell: is called with a line for each source: how much it has, and whether its tokens were in the cache
     Raises: InputError for weights that do not fit, TextError for text that cannot be read or is too short.
     """
     weights, names = [source.weight for source in data.sources], [source.name for source in data.sources]
+    valid: TokenStore | None = None
     if options.streaming:
-        streams = [
-            SourceStream(source, tokenizer, data.reading, options.context, options.seed, number)
-            for number, source in enumerate(data.sources)
-        ]
-        for stream in streams:
-            stream.check()
-        return [_outline(source) for source in data.sources], StreamedFeed(streams, weights, plan, options.seed)
-    stores = [cached_tokens(s.name, s.parts, tokenizer, data, options.cache) for s in data.sources]
-    for source, store in zip(data.sources, stores, strict=True):
-        how = "from the cache" if store.reused else "written to the cache"
-        tell(f"{source.name}: {len(store):,} tokens in {len(store.starts):,} documents, {how}")
-        tell_unknown(source.name, store, tokenizer, tell)
-    sampler = PackedSampler(stores, weights, names, options.context, options.seed)
-    described = [describe(*values) for values in zip(names, weights, stores, strict=True)]
-    return described, SampledFeed(sampler, plan)
+        feed: Feed = _streamed(options, data, tokenizer, plan, weights)
+        described = [_outline(source) for source in data.sources]
+    else:
+        stores = [cached_tokens(s.name, s.parts, tokenizer, data, options.cache) for s in data.sources]
+        for name, store in zip(names, stores, strict=True):
+            how = "from the cache" if store.reused else "written to the cache"
+            tell(f"{name}: {len(store):,} tokens in {len(store.starts):,} documents, {how}")
+            tell_unknown(name, store, tokenizer, tell)
+        described = [_describe(*values) for values in zip(names, weights, stores, strict=True)]
+        if options.valid_fraction is not None:
+            for name, store in zip(names, stores, strict=True):
+                if (size := int(len(store) * options.valid_fraction)) < 2:
+                    share = f"--valid-fraction {options.valid_fraction} of {name}"
+                    raise TextError(f"{share} is {size} of {len(store)} tokens; give a larger one, or --valid")
+            pairs = [hold_out(store, options.valid_fraction, tokenizer) for store in stores]
+            stores, valid = [kept for kept, _ in pairs], joined([held for _, held in pairs])
+            tell(f"validation: the last {len(valid):,} tokens are held out")
+        sampler = PackedSampler(stores, weights, names, options.context, options.seed)
+        feed = SampledFeed(sampler, plan)
+    if data.valid:
+        valid = cached_tokens("validation", data.valid, tokenizer, data, options.cache)
+        tell_unknown("validation", valid, tokenizer, tell)
+        described.append(_describe("validation", 0.0, valid))
+    if valid is None:
+        tell("no validation text: give one with --valid, or --valid-fraction, to see how well the model does")
+    return OpenData(feed, valid, described)
+
+
+def _streamed(
+    options: LanguageModelOptions, data: LanguageData, tokenizer: Any, plan: BatchPlan, weights: list[float]
+) -> StreamedFeed:
+    streams = [
+        SourceStream(source, tokenizer, data.reading, options.context, options.seed, number)
+        for number, source in enumerate(data.sources)
+    ]
+    for stream in streams:
+        stream.check()
+    return StreamedFeed(streams, weights, plan, options.seed)
 
 
 def tell_unknown(name: str, store: TokenStore, tokenizer: Any, tell: Callable[[str], None]) -> None:
@@ -134,8 +174,7 @@ def _outline(source: Source) -> dict[str, Any]:
     }
 
 
-def describe(name: str, weight: float, store: TokenStore) -> dict[str, Any]:
-    """What `config.json` keeps of a source; it must be the same when the run is continued."""
+def _describe(name: str, weight: float, store: TokenStore) -> dict[str, Any]:
     return {
         "source": name,
         "weight": weight,

@@ -16,7 +16,8 @@ SCHEDULES = ("cosine", "linear", "constant")
 class LanguageModelOptions:
     """The options of `neural-layers train`.
 
-    data:    sources, `SOURCE` or `SOURCE=WEIGHT`, as `parse_sources` takes them. valid: a source to validate on
+    data:    sources, `SOURCE` or `SOURCE=WEIGHT`, as `parse_sources` takes them
+    valid:   a source to validate on; valid_fraction: the share of every source, at its end, that is held out for it
     out:     the run's folder: new, empty, or of a run with the same options, which is then continued
     model:   a folder with a hybrid model to go on from, instead of `preset` and the sizes
     preset:  "tiny", "slm-20m" or "slm-130m"; mixers: hybrid, samba, the name of one mixer, or a list with commas
@@ -35,6 +36,7 @@ class LanguageModelOptions:
     data: tuple[str, ...]
     out: Path
     valid: str | None = None
+    valid_fraction: float | None = None
     model: Path | None = None
     preset: str = "tiny"
     mixers: str = "hybrid"
@@ -114,6 +116,12 @@ class LanguageModelOptions:
             raise InputError(f"--schedule {self.schedule} must be one of {', '.join(SCHEDULES)}")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed {self.seed} is out of range; give one from 0 to {2**32 - 1}")
+        if self.valid_fraction is not None:
+            if not 0 < self.valid_fraction < 1:
+                raise InputError(f"--valid-fraction {self.valid_fraction} must lie between 0 and 1")
+            if self.valid is not None or self.streaming:
+                other = "--valid" if self.valid is not None else "--streaming"
+                raise InputError(f"--valid-fraction does not go with {other}; leave one of them out")
         if self.document_separator == "":
             raise InputError("--document-separator is empty; leave it out to take each .txt file as one document")
         self._check_model()

@@ -30,6 +30,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "repeat it to mix several by weight",
     )
     group.add_argument("--valid", metavar="SOURCE", help="text to validate on; default: the valid files of a folder")
+    group.add_argument("--valid-fraction", type=float, metavar="X", help="hold out this share of each source instead")
     group.add_argument("--tokenizer", metavar="NAME", help="char (default), bpe:VOCABULARY, or a tokenizer's folder")
     group.add_argument("--text-field", default="text", metavar="NAME", help="the field of a row; default: text")
     group.add_argument(
