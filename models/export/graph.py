@@ -72,8 +72,18 @@ class Graph:
         return name
 
     def output(self, value: str, name: str, kind: int, shape: Shape | None, *, first: bool = False) -> None:
-        """Declare `value` an output of the graph, called `name`; the first or the last of them."""
-        self.nodes.append(helper.make_node("Identity", [value], [name], name=self.fresh("Identity")))
+        """Declare `value` an output of the graph, called `name`; the first or the last of them.
+
+        A value that a node of this graph makes is renamed: inner graphs must not use it.
+        """
+        if any(value in node.output for node in self.nodes):
+            for node in self.nodes:
+                for names in (node.input, node.output):
+                    for i, used in enumerate(names):
+                        if used == value:
+                            names[i] = name
+        else:
+            self.nodes.append(helper.make_node("Identity", [value], [name], name=self.fresh("Identity")))
         self.outputs.insert(0 if first else len(self.outputs), helper.make_tensor_value_info(name, kind, shape))
 
     def child(self) -> "Graph":
