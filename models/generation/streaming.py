@@ -8,9 +8,10 @@ from torch import Tensor
 from transformers import StoppingCriteriaList, StopStringCriteria
 
 from neural_layers.errors import InputError
+from neural_layers.models.generation.assisted import assisted_tokens
 from neural_layers.models.generation.pieces import TextPieces
 from neural_layers.models.generation.prompts import checked_ids, prompt_ids
-from neural_layers.models.generation.steps import Prepared, assisted_tokens, contrastive_tokens, prepare, sampled_tokens
+from neural_layers.models.generation.steps import Prepared, contrastive_tokens, prepare, sampled_tokens
 
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens")
 _LENGTHS = ("max_new_tokens", "max_length")
@@ -140,13 +141,11 @@ def stream(
 
 
 def _start(model: Any, input_ids: Tensor, pieces: TextPieces, arguments: dict[str, Any]) -> TextStream:
-    # With an assistant too: what is wrong is then told here, and not at the first piece.
-    prepared = prepare(model, input_ids, **{k: v for k, v in arguments.items() if k not in _ASSISTED})
+    prepared = prepare(model, input_ids, **arguments)
     ids = input_ids[0].tolist()
     checked_ids(model.config, ids, prepared.config.max_length - len(ids))
     if any(arguments.get(name) for name in _ASSISTED):
-        cache = prepared.model_kwargs.get("past_key_values")
-        steps = assisted_tokens(model, input_ids, **{**arguments, "past_key_values": cache})
+        steps = assisted_tokens(prepared, arguments.get("assistant_model"))
     elif prepared.config.penalty_alpha and not prepared.config.do_sample:
         steps = contrastive_tokens(prepared)
     else:

@@ -26,6 +26,8 @@ WAYS = {
     "no cache": {"use_cache": False},
     "chunks": {"prefill_chunk_size": 2},
     "lookup": {"prompt_lookup_num_tokens": 4},
+    "lookup, chunks, penalties": {"prompt_lookup_num_tokens": 4, "prefill_chunk_size": 3, "repetition_penalty": 1.2},
+    "sampled lookup": {"prompt_lookup_num_tokens": 4, "do_sample": True, "temperature": 1.5, "top_k": 0},
     "contrastive": {"penalty_alpha": 0.6, "top_k": 4},
 }
 PROMPT = "the quick fox and the lazy dog, the quick"
@@ -61,10 +63,28 @@ def test_the_pieces_are_the_text_of_generate(model, way) -> None:
     assert len(pieces) > 5
 
 
-def test_an_assistant_streams_too(model) -> None:
-    other = make_model("mamba", vocab_size=len(TOKENIZER), seed=2)
-    _, text = said_at_once(model, PROMPT, max_new_tokens=30)
-    assert "".join(stream(model, TOKENIZER, PROMPT, max_new_tokens=30, assistant_model=other)) == text
+@pytest.mark.parametrize("settings", [{}, {"do_sample": True, "temperature": 2.0, "top_k": 0}])
+def test_an_assistant_streams_too(model, settings) -> None:
+    for other in (model, make_model("mamba", vocab_size=len(TOKENIZER), seed=2)):
+        torch.manual_seed(3)
+        ids, text = said_at_once(model, PROMPT, max_new_tokens=30, assistant_model=other, **settings)
+        torch.manual_seed(3)
+        running = stream(model, TOKENIZER, PROMPT, max_new_tokens=30, assistant_model=other, **settings)
+        assert "".join(running) == text
+        assert running.token_ids == ids
+        assert running.past_key_values.get_seq_length() == len(ids) - 1
+
+
+def test_an_end_within_a_step_ends_the_text(model) -> None:
+    whole, _ = said_at_once(model, PROMPT, max_new_tokens=40)
+    for position in range(3, 12):
+        end = whole[-40 + position]
+        ids, _ = said_at_once(model, PROMPT, max_new_tokens=40, eos_token_id=end)
+        for help_ in ({"assistant_model": model}, {"prompt_lookup_num_tokens": 4}):
+            running = stream(model, TOKENIZER, PROMPT, max_new_tokens=40, eos_token_id=end, **help_)
+            list(running)
+            assert running.token_ids == ids
+            assert running.stopped_by == "end"
 
 
 def test_pieces_come_while_the_model_works(model) -> None:
@@ -257,3 +277,12 @@ def test_without_a_length_the_context_is_the_limit(model) -> None:
 def test_what_cannot_be_streamed_is_refused_at_once(model, prompt, arguments, message) -> None:
     with pytest.raises(InputError, match=message):
         stream(model, TOKENIZER, prompt, **arguments)
+
+
+def test_guesses_of_another_vocabulary_or_without_a_cache_are_refused_at_once(model) -> None:
+    with pytest.raises(InputError, match="the assistant has a vocabulary of 40 and the model one of 300"):
+        stream(model, TOKENIZER, PROMPT, assistant_model=make_model())
+    with pytest.raises(InputError, match="guesses need a cache that goes back"):
+        stream(model, TOKENIZER, PROMPT, prompt_lookup_num_tokens=3, use_cache=False)
+    with pytest.raises(InputError, match="contrastive search needs a cache that goes back"):
+        stream(model, TOKENIZER, PROMPT, penalty_alpha=0.6, use_cache=False)
