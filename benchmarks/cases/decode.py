@@ -111,8 +111,8 @@ CASES = (
         make=make,
         leaves=(),
         tiny=sweep(T=(2, 3), **_TINY),
-        quick=sweep(T=(16, 64), **_SHAPE),
-        full=sweep(T=(16, 64, 256), **_SHAPE),
+        quick=sweep(T=(32,), **_SHAPE),
+        full=sweep(T=(32, 256), **_SHAPE),
         ours=(
             Peer("eager", eager, "transformers", MODELS, call="HybridForCausalLM(token, past_key_values=cache)"),
             Peer("ONNX Runtime float32", lambda inputs: onnx(inputs, None), _ONNX, ONNX, "cpu"),
