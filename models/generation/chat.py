@@ -1,11 +1,12 @@
 """A conversation whose state is kept between turns, so that nothing is read twice."""
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from neural_layers.errors import InputError
-from neural_layers.models.generation.prompts import checked_ids
+from neural_layers.models.generation.prompts import check_text, checked_ids
 from neural_layers.models.generation.streaming import TextStream, stream
 from neural_layers.models.generation.turns import Message, StopFilter, Turns, turns_of
 from neural_layers.models.hybrid import HybridCache
@@ -57,10 +58,12 @@ class ChatSession:
         self.model, self.tokenizer, self.system = model, tokenizer, system
         self.turns = turns or turns_of(tokenizer)
         self.max_new_tokens, self.max_undo, self.arguments = max_new_tokens, max_undo, arguments
+        self._running: Callable[[], Any] = lambda: None  # a weak reference to the answer that was begun last
         self.reset()
 
     def reset(self) -> None:
         """Forget the conversation; the system message stays."""
+        self._end_answer()
         self.cache = HybridCache(self.model.config)
         self.token_ids: list[int] = []
         self.messages: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
@@ -69,13 +72,14 @@ class ChatSession:
 
     def undo(self) -> str:
         """Take the last turn back, both message and answer; return the message. Raises InputError without one."""
+        self._end_answer()
         if not self._undo:
             raise InputError("there is no turn to undo")
         message = next(m["content"] for m in reversed(self.messages) if m["role"] == "user")
         self._go_back(self._undo.pop())
         return message
 
-    def say(self, message: str) -> Iterator[str]:
+    def say(self, message: str) -> Generator[str, None, None]:
         """The pieces of the answer to `message`, as they come.
 
         Where the iteration ends early, what was said so far is the answer; where an error ends it, the turn is taken
@@ -83,6 +87,8 @@ class ChatSession:
         """
         if not message.strip():
             raise InputError("the message is empty")
+        check_text(message)
+        self._end_answer()
         messages = [*self.messages, {"role": "user", "content": message}]
         is_first = not any(m["role"] == "assistant" for m in messages)
         ids = self.turns.opening(messages) if is_first else self.token_ids + self.turns.following(messages)
@@ -93,7 +99,9 @@ class ChatSession:
                 f"the context is {limit}: say less, undo turns or begin anew (reset)"
             )
         checked_ids(self.model.config, ids)
-        return self._answer(ids, messages)
+        answer = self._answer(ids, messages)
+        self._running = weakref.ref(answer)
+        return answer
 
     def ask(self, message: str) -> str:
         """The whole answer to `message`."""
@@ -101,7 +109,7 @@ class ChatSession:
             pass
         return self.messages[-1]["content"]
 
-    def _answer(self, ids: list[int], messages: list[Message]) -> Iterator[str]:
+    def _answer(self, ids: list[int], messages: list[Message]) -> Generator[str, None, None]:
         before = _Before(self.cache.fork(), self.token_ids, self.messages)
         answer: _Answer | None = None
         try:
@@ -114,6 +122,11 @@ class ChatSession:
             self._go_back(before)
             raise
         self._keep(answer, before, messages)
+
+    def _end_answer(self) -> None:
+        """Close an answer that is still being given: what was said so far is kept."""
+        if (answer := self._running()) is not None:
+            answer.close()
 
     def _keep(self, answer: "_Answer | None", before: _Before, messages: list[Message]) -> None:
         """Make the turn part of the conversation."""

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from neural_layers.errors import InputError
 
+_EMPTY = "the prompt is empty; give at least one character"
+
 
 def prompt_ids(tokenizer: Any, prompt: str | Sequence[int] | Tensor) -> list[int]:
     """The ids of a text, or those given as a list or tensor (T) or (1, T).
@@ -16,6 +18,7 @@ def prompt_ids(tokenizer: Any, prompt: str | Sequence[int] | Tensor) -> list[int
     empty prompt and for more than one.
     """
     if isinstance(prompt, str):
+        check_text(prompt)
         # verbose: that a text is longer than the context is told below, with the model's own limit.
         ids = list(tokenizer(prompt, verbose=False)["input_ids"])
         if len(ids) > 1 and ids[-1] in tokenizer.all_special_ids:
@@ -27,8 +30,19 @@ def prompt_ids(tokenizer: Any, prompt: str | Sequence[int] | Tensor) -> list[int
                 raise InputError(f"the prompt has {len(ids)} rows; one text is continued at a time")
             ids = ids[0]
     if not ids:
-        raise InputError("the prompt is empty; give at least one character")
+        raise InputError(_EMPTY)
     return ids
+
+
+def check_text(prompt: str) -> None:
+    """Raise InputError for a text that is empty or cannot be written as UTF-8."""
+    if not prompt:
+        raise InputError(_EMPTY)
+    # What was no UTF-8 on a command line comes as surrogates, which tokenizers refuse in words of their own.
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the prompt is no UTF-8 text: {error}") from error
 
 
 def checked_ids(config: Any, ids: Sequence[int], new_tokens: int | None = None) -> Tensor:

@@ -125,6 +125,7 @@ def stream(
     if arguments.get("attention_mask") is None:
         arguments["attention_mask"] = torch.ones_like(input_ids)
     if past_key_values is not None:
+        _check_cache(past_key_values, len(ids))
         arguments["past_key_values"] = past_key_values
     if arguments.get("penalty_alpha"):
         arguments.setdefault("top_k", 4)
@@ -151,6 +152,14 @@ def _start(model: Any, input_ids: Tensor, pieces: TextPieces, arguments: dict[st
     else:
         steps = sampled_tokens(prepared)
     return TextStream(steps, pieces, ids, prepared)
+
+
+def _check_cache(cache: Any, length: int) -> None:
+    if cache.get_seq_length() >= length:
+        raise InputError(
+            f"past_key_values has read {cache.get_seq_length()} tokens, and the prompt has {length}; give the whole "
+            "text as ids, with at least one token that was not read"
+        )
 
 
 def _has_length(model: Any, arguments: dict[str, Any]) -> bool:

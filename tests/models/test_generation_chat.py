@@ -167,6 +167,23 @@ def test_an_answer_that_was_broken_off_is_kept_as_far_as_it_came(kind, help_) ->
     assert session.token_ids == afresh(session, prompt)
 
 
+def test_an_answer_still_open_is_ended_by_what_follows() -> None:
+    session = make_session()
+    answer = session.say("hello")
+    shown = next(answer)
+    second = session.say("and the fox?")
+    assert session.messages[1]["content"].startswith(shown.strip())
+    assert list(answer) == []
+    next(second)
+    assert session.undo() == "and the fox?"
+    assert len(session.messages) == 2
+    for _ in session.say("ok"):
+        break
+    assert [m["role"] for m in session.messages] == ["user", "assistant"] * 2
+    session.say("never begun")
+    assert session.undo() == "ok"
+
+
 def test_an_error_takes_the_turn_back() -> None:
     session = make_session()
     session.ask("hello")
@@ -229,6 +246,8 @@ def test_bad_input_is_refused() -> None:
         make_session(max_new_tokens=0)
     with pytest.raises(InputError, match="the message is empty"):
         make_session().say(" \n")
+    with pytest.raises(InputError, match="no UTF-8 text"):
+        make_session().say("\udcff")
     with pytest.raises(InputError, match="num_beams=2"):
         make_session(num_beams=2).ask("hello")
     broken = make_tokenizer()

@@ -205,6 +205,14 @@ def test_a_stream_that_was_left_goes_on_from_its_cache(model, way) -> None:
         assert rest.token_ids == ids[: len(rest.token_ids)]
 
 
+def test_a_cache_that_has_read_the_whole_prompt_is_refused(model) -> None:
+    first = stream(model, TOKENIZER, PROMPT, max_new_tokens=5)
+    list(first)
+    for prompt in (first.token_ids[:-1], "the"):
+        with pytest.raises(InputError, match="past_key_values has read 14 tokens, and the prompt has"):
+            stream(model, TOKENIZER, prompt, past_key_values=first.past_key_values)
+
+
 def test_a_cache_of_ones_own_is_filled(model) -> None:
     cache = HybridCache(model.config)
     running = stream(model, TOKENIZER, PROMPT, past_key_values=cache, max_new_tokens=5)
@@ -257,6 +265,7 @@ def test_without_a_length_the_context_is_the_limit(model) -> None:
     ("prompt", "arguments", "message"),
     [
         ("", {}, "the prompt is empty"),
+        ("\udcff", {}, "the prompt is no UTF-8 text"),
         ([], {}, "the prompt is empty"),
         ([[1], [2]], {}, "the prompt has 2 rows"),
         ([1, 300], {}, "token id 300 lies outside the model's vocabulary of 300"),
