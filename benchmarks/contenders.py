@@ -23,8 +23,8 @@ def backends(case: Case, inputs: Inputs, device: str) -> Backends:
     """Which of the op's backends can run these arguments; or which of a case's own contenders."""
     if case.ours:
         absent = {peer.name: peer.absence(device, "full") for peer in case.ours}
-        timed = tuple(name for name, reason in absent.items() if reason is None)
-        return Backends(timed[0], timed, {name: reason for name, reason in absent.items() if reason is not None}, {})
+        present = tuple(name for name, reason in absent.items() if reason is None)
+        return Backends(present[0], present, {name: why for name, why in absent.items() if why is not None}, {})
     explanation = neural_layers.explain(case.op, **inputs)
     timed, reasons = [], {}
     for name in (explanation.backend, *explanation.reasons):
