@@ -36,8 +36,8 @@ def open_session(path: Path, threads: int | None = None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
-    # ONNX Runtime would keep a plan of its memory for every length that it meets: 20 MB after 3,000 tokens of a model of
-    # four layers, and nothing gained.
+    # ONNX Runtime would keep a plan of its memory for every length that it meets: 20 MB after 3,000 tokens of four
+    # layers, and nothing gained.
     options.enable_mem_pattern = False
     try:
         with large_pages():
