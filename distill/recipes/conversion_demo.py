@@ -43,10 +43,10 @@ class DemoOptions:
     kv_heads: int = 2
     context: int = 96
     batch: int = 12
-    teacher_steps: int = 1500
+    teacher_steps: int = 1200
     teacher_rate: float = 2e-3
     calibration_steps: int = 200
-    steps: int = 400
+    steps: int = 300
     rate: float = 5e-4
     eval_every: int = 50
     eval_windows: int = 96
@@ -223,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("steps", "teacher_steps", "seed"):
         default = DemoOptions.__dataclass_fields__[name].default
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default: {default}")
-    parser.add_argument("--threads", type=int, default=2, help="of the CPU; default: 2")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU; default: 1")
     given = vars(parser.parse_args(arguments))
     torch.set_num_threads(given.pop("threads"))
     try:

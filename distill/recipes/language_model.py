@@ -49,6 +49,9 @@ def train_language_model(options: LanguageModelOptions, command: str = "") -> di
         tqdm.write(f"{run.path} is finished; this is its report")
         return run.report()
     arguments = _arguments(options, run, validates)
+    if run.config is not None and run.config["threads"] != torch.get_num_threads():
+        before, now = run.config["threads"], torch.get_num_threads()
+        _tell(f"the run began with {before} threads and goes on with {now}: its last bits may differ; see --threads")
     plan = _plan(options, arguments)
     with arguments.main_process_first(desc="the data"):
         if arguments.process_index == 0:

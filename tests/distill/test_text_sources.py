@@ -94,7 +94,8 @@ def test_datasets_are_read_from_disk_and_from_local_folders(tmp_path) -> None:
     ):
         (source,) = parse_sources([spec])
         (part,) = source.parts
-        assert [piece.text for piece in part.read(ReadingOptions())] == expected
+        for streaming in (False, True):
+            assert [piece.text for piece in part.read(ReadingOptions(), streaming)] == expected
         assert part.digest() == part.digest()
     (source,) = parse_sources([f"hf:{tmp_path}/split::absent"])
     with pytest.raises(TextError, match="no split 'absent'; choose among: train, extra"):
