@@ -10,6 +10,8 @@ import numpy as np
 
 from neural_layers.errors import InputError
 
+_SHAPING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+
 
 @dataclass(frozen=True)
 class GenerationOptions:
@@ -17,7 +19,8 @@ class GenerationOptions:
 
     max_new_tokens: at most so many; by default `max_length` less the prompt, or 20
     min_new_tokens: no end before so many
-    do_sample:      draw from the distribution; otherwise the likeliest token (greedy)
+    do_sample:      draw from the distribution; otherwise the likeliest token (greedy). A call that leaves it out and
+                    gives one of the next five samples, where transformers would not heed them.
     temperature, top_k, top_p, min_p, typical_p: of the distribution, applied in this order, when sampling
     repetition_penalty: divides the logit of a token that occurred, prompt included (multiplies where it is negative)
     no_repeat_ngram_size: no run of so many tokens occurs twice
@@ -69,6 +72,8 @@ class GenerationOptions:
         if unknown:
             raise InputError(f"generate does not know {', '.join(unknown)}; it takes {', '.join(names)}")
         merged = {**{n: v for n, v in defaults.items() if v is not None}, **given}
+        if "do_sample" not in given and any(given.get(name) is not None for name in _SHAPING):
+            merged["do_sample"] = True
         return cls(**{name: merged[name] for name in names if name in merged})
 
     @property

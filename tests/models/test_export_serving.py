@@ -165,6 +165,16 @@ def test_sampling_keeps_to_its_limits_and_to_its_distribution() -> None:
     assert shares(typical_p=0.2).max() == 1
 
 
+def test_a_temperature_is_never_ignored_and_defaults_are_those_of_the_folder() -> None:
+    resolve = GenerationOptions.resolve
+    assert resolve({}, {"temperature": 0.8}).do_sample
+    assert not resolve({"temperature": 0.8}, {}).do_sample
+    assert not resolve({"do_sample": True}, {"do_sample": False, "top_k": 3}).do_sample
+    assert resolve({"do_sample": True, "top_p": 0.3, "max_new_tokens": None}, {"top_k": 7}) == GenerationOptions(
+        do_sample=True, top_p=0.3, top_k=7
+    )
+
+
 @pytest.mark.parametrize("options", [{"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.2}, {"typical_p": 0.5}, {"top_p": 0.1}])
 def test_what_the_limits_leave_is_what_transformers_leaves(options: dict[str, float]) -> None:
     from transformers import LogitsProcessorList
