@@ -9,7 +9,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 
 from tests.models.generation_samples import MIXERS, make_ids, make_model
 
-ARGUMENTS = {"max_new_tokens": 24, "do_sample": False}
+ARGUMENTS = {"max_new_tokens": 18, "do_sample": False}
 
 
 def greedy(model, ids, **changes):
@@ -29,7 +29,7 @@ def almost(model, noise: float):
 def assistant_of(kind: str, model):
     if kind == "the model itself":
         return model
-    return almost(model, 0.15) if kind == "good" else make_model(kind, seed=9)
+    return almost(model, 0.1) if kind == "good" else make_model(kind, seed=9)
 
 
 def agreements(model, other, ids) -> int:
@@ -39,7 +39,7 @@ def agreements(model, other, ids) -> int:
 
 def test_the_good_assistant_is_right_at_times_and_wrong_at_times() -> None:
     model, ids = make_model(), make_ids()
-    assert 6 <= agreements(model, almost(model, 0.15), ids) < 24
+    assert 5 <= agreements(model, almost(model, 0.1), ids) < 18
 
 
 @pytest.mark.parametrize("kind", ["good", "mamba", "attention", "the model itself"])
@@ -55,10 +55,8 @@ def test_assisted_decoding_is_greedy_decoding(mixers, kind) -> None:
 @pytest.mark.parametrize("lookup", [1, 3, 10])
 @pytest.mark.parametrize("mixers", MIXERS)
 def test_prompt_lookup_is_greedy_decoding(mixers, lookup) -> None:
-    model = make_model(mixers)
-    for seed in range(2):
-        ids = make_ids(seed).repeat(1, 2)
-        assert torch.equal(greedy(model, ids, prompt_lookup_num_tokens=lookup), greedy(model, ids))
+    model, ids = make_model(mixers), make_ids().repeat(1, 2)
+    assert torch.equal(greedy(model, ids, prompt_lookup_num_tokens=lookup), greedy(model, ids))
 
 
 def test_prompt_lookup_reads_several_tokens_at_once_and_keeps_some() -> None:
@@ -79,7 +77,7 @@ def test_prompt_lookup_reads_several_tokens_at_once_and_keeps_some() -> None:
 @pytest.mark.parametrize("way", ["assistant", "lookup"])
 def test_limits_end_the_text_at_the_same_token(way, limit) -> None:
     model, ids = make_model(), make_ids().repeat(1, 2)
-    help_ = {"assistant_model": almost(model, 0.15)} if way == "assistant" else {"prompt_lookup_num_tokens": 4}
+    help_ = {"assistant_model": almost(model, 0.1)} if way == "assistant" else {"prompt_lookup_num_tokens": 4}
     assert torch.equal(greedy(model, ids, max_new_tokens=limit, **help_), greedy(model, ids, max_new_tokens=limit))
 
 
@@ -92,7 +90,7 @@ def test_the_end_token_ends_the_text_at_the_same_place(mixers, position) -> None
     for help_ in (
         {"assistant_model": model},
         {"prompt_lookup_num_tokens": 4},
-        {"assistant_model": almost(model, 0.15)},
+        {"assistant_model": almost(model, 0.1)},
     ):
         assert torch.equal(greedy(model, ids, eos_token_id=end, **help_), plain)
 
@@ -101,7 +99,7 @@ def test_the_end_token_ends_the_text_at_the_same_place(mixers, position) -> None
 def test_penalties_apply_to_speculated_tokens(processing) -> None:
     model, ids = make_model(), make_ids().repeat(1, 2)
     plain = greedy(model, ids, **processing)
-    assert torch.equal(greedy(model, ids, assistant_model=almost(model, 0.15), **processing), plain)
+    assert torch.equal(greedy(model, ids, assistant_model=almost(model, 0.1), **processing), plain)
     assert torch.equal(greedy(model, ids, prompt_lookup_num_tokens=4, **processing), plain)
 
 
@@ -109,11 +107,11 @@ def test_penalties_apply_to_speculated_tokens(processing) -> None:
 def test_the_cache_of_assisted_decoding_goes_on_as_any_other(mixers) -> None:
     model, ids = make_model(mixers), make_ids()
     whole = greedy(model, ids)
-    first = greedy(model, ids, max_new_tokens=10, assistant_model=almost(model, 0.15), return_dict_in_generate=True)
-    rest = greedy(model, first.sequences, max_new_tokens=14, past_key_values=first.past_key_values.fork())
+    first = greedy(model, ids, max_new_tokens=10, assistant_model=almost(model, 0.1), return_dict_in_generate=True)
+    rest = greedy(model, first.sequences, max_new_tokens=8, past_key_values=first.past_key_values.fork())
     assert torch.equal(rest, whole)
     rest = greedy(
-        model, first.sequences, max_new_tokens=14, past_key_values=first.past_key_values, assistant_model=model
+        model, first.sequences, max_new_tokens=8, past_key_values=first.past_key_values, assistant_model=model
     )
     assert torch.equal(rest, whole)
 
@@ -122,7 +120,7 @@ def test_a_cache_filled_before_serves_assisted_decoding() -> None:
     model, ids = make_model(), make_ids()
     cache = model(ids[:, :5], use_cache=True).past_key_values
     assert torch.equal(
-        greedy(model, ids, past_key_values=cache, assistant_model=almost(model, 0.15)), greedy(model, ids)
+        greedy(model, ids, past_key_values=cache, assistant_model=almost(model, 0.1)), greedy(model, ids)
     )
 
 
@@ -131,13 +129,13 @@ def test_sampling_with_an_assistant_runs_and_a_seed_decides() -> None:
     said = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        said.append(greedy(model, ids, do_sample=True, top_k=0, assistant_model=almost(model, 0.15)))
+        said.append(greedy(model, ids, do_sample=True, top_k=0, assistant_model=almost(model, 0.1)))
     assert torch.equal(said[0], said[1])
     assert not torch.equal(said[0], said[2])
 
 
 def test_sampling_with_an_assistant_draws_from_the_models_distribution() -> None:
-    model, ids, draws = make_model(), make_ids(length=5), 250
+    model, ids, draws = make_model(), make_ids(length=5), 150
     assistant = almost(model, 0.1)
     assistant.generation_config.num_assistant_tokens_schedule = "constant"
     torch.manual_seed(0)
