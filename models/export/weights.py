@@ -21,8 +21,8 @@ from neural_layers.models.export.graph import CONTRIB, Graph
 
 BITS = {"int8": 8, "int4": 4}
 _BLOCKS = (64, 32, 16)  # MatMulNBits takes powers of two from 16 on
-# A smaller weight saves nothing worth its rounding: Δ's projection of a Mamba layer, for one.
-_SMALLEST = 1 << 15
+# Of fewer inputs, a weight is too small for its rounding to be worth it: Δ's projection of a Mamba layer, for one.
+_FEWEST = 64
 
 
 def array(tensor: Tensor) -> np.ndarray:
@@ -31,11 +31,12 @@ def array(tensor: Tensor) -> np.ndarray:
     return values
 
 
-def block_size(inputs: int, outputs: int) -> int | None:
-    """How many weights of a row share a scale; None for a weight that stays float32."""
-    if inputs * outputs < _SMALLEST:
-        return None
-    return next((size for size in _BLOCKS if inputs % size == 0), None)
+def block_size(inputs: int) -> int | None:
+    """How many weights of a row share a scale; None for a weight that stays float32.
+
+    It follows from K alone, so that layers of one input are quantized alike, side by side or each for itself.
+    """
+    return next((size for size in _BLOCKS if inputs >= _FEWEST and inputs % size == 0), None)
 
 
 def quantize_blocks(weight_NK: np.ndarray, bits: int, block: int) -> tuple[np.ndarray, np.ndarray]:
@@ -55,7 +56,7 @@ def quantize_blocks(weight_NK: np.ndarray, bits: int, block: int) -> tuple[np.nd
 def rounded(weight: Tensor, quantize: str) -> Tensor:
     """A weight (N, K) as the graph's quantized form restores it; itself where it is not quantized."""
     outputs, inputs = weight.shape
-    block, bits = block_size(inputs, outputs), BITS[quantize]
+    block, bits = block_size(inputs), BITS[quantize]
     if block is None:
         return weight
     codes, scale = quantize_blocks(array(weight), bits, block)
@@ -90,7 +91,7 @@ class Weights:
                 )
         weight = np.concatenate([array(layer.weight) for layer in layers])
         name = "+".join(self.name(layer) for layer in layers) + ".weight"
-        block = block_size(weight.shape[1], min(layer.weight.shape[0] for layer in layers))
+        block = block_size(weight.shape[1])
         if self.bits is not None and block is not None:
             y = self._matmul_bits(g, x, name, weight, block)
         else:
@@ -109,7 +110,7 @@ class Weights:
     def embed(self, g: Graph, ids: str, embedding: nn.Embedding) -> str:
         """Rows of the table: (B, T) → (B, T, D). Quantized, it is the same bytes that a tied head multiplies with."""
         table, name = array(embedding.weight), self.name(embedding) + ".weight"
-        block = block_size(table.shape[1], table.shape[0])
+        block = block_size(table.shape[1])
         if self.bits is None or block is None:
             return g.op("Gather", g.weight(name, table), ids)
         packed, scale = self._packed(g, name, table, block)
@@ -124,7 +125,7 @@ class Weights:
         if head.weight is not embedding.weight or head.bias is not None:
             return self.linear(g, x, head)
         table, name = array(embedding.weight), self.name(embedding) + ".weight"
-        block = block_size(table.shape[1], table.shape[0])
+        block = block_size(table.shape[1])
         if self.bits is not None and block is not None:
             return self._matmul_bits(g, x, name, table, block)
         # Gemm takes the table as it lies; its rows are the tokens of the whole batch.
