@@ -58,12 +58,12 @@ class OnnxModel:
 
         input_ids: (B, T), or rows of different lengths, which are padded on the left. attention_mask: (B, T), 1 for a
         token that counts. state: of an earlier call; None at the beginning. It is not changed.
-        Raises InputError for ids outside the vocabulary, a state of another batch, and more tokens than the context.
+        Raises InputError for ids outside the vocabulary, a state of another model or batch, and more tokens than the
+        context.
         """
         ids, kept = as_batch(input_ids, attention_mask, 0, self.vocab_size)
         state = self.session.start(len(ids)) if state is None else state
-        if state.batch != len(ids):
-            raise InputError(f"the state is of {state.batch} rows, and input_ids has {len(ids)}; give one row for each")
+        self.session.check(state, len(ids))
         self._check_length(len(state) + ids.shape[1])
         keep = ids.shape[1] if keep is None else keep
         if not 1 <= keep <= ids.shape[1]:

@@ -114,6 +114,18 @@ class StateSession:
                 tensors[name] = self._value(np.zeros(shape, np.float32))
         return OnnxState(np.zeros((batch, 0), np.int64), tensors)
 
+    def check(self, state: OnnxState, batch: int) -> None:
+        """Raise InputError for a state of another model or of another number of rows."""
+        if state.batch != batch:
+            raise InputError(f"the state is of {state.batch} rows, and input_ids has {batch}; give one row for each")
+        for name, given in self.inputs.items():
+            if name.startswith(PAST):
+                found = state.tensors[name].shape() if name in state.tensors else None
+                wanted = [batch if dim == "batch" else dim for dim in given.shape]
+                fixed = [i for i, dim in enumerate(wanted) if not isinstance(dim, str)]
+                if found is None or any(found[i] != wanted[i] for i in fixed):
+                    raise InputError(f"the state is of another model: its {name} is {found}, not {wanted}")
+
     def run(
         self, ids: np.ndarray, kept: np.ndarray, state: OnnxState, keep: int, **fixed: Any
     ) -> tuple[np.ndarray, OnnxState]:

@@ -222,7 +222,12 @@ def test_a_missing_package_is_an_error_that_names_the_extra(folder: Path) -> Non
 
 def test_bad_input_is_an_error_with_value_and_remedy(served: OnnxModel) -> None:
     _, state = served.forward([[4, 5]])
+    other = type(state)(state.mask, {**state.tensors, "past.0.conv": state.tensors["past.2.keys"]})
     cases: list[tuple[Any, str]] = [
+        (
+            lambda: served.forward([[1]], state=other),
+            r"the state is of another model: its past.0.conv is \[1, 4, 2, 16\]",
+        ),
         (lambda: served.generate(), "generate needs a prompt"),
         (lambda: served.generate([]), "prompt 0 is empty; give at least one token"),
         (lambda: served.generate(""), "prompt 0 is empty"),
