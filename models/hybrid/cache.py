@@ -27,6 +27,7 @@ _SHAPES = [
     "mamba2_expand",
     "mamba2_head_dim",
     "mamba2_n_groups",
+    "mamba2_layers",
 ]
 
 
@@ -61,9 +62,12 @@ class HybridCache(Cache):
     Raises ValueError for a crop that reaches further back than what is recorded.
     """
 
+    layers: Any  # one HybridCacheLayer for each layer, which is none of transformers' own kinds
+
     def __init__(self, config: HybridConfig) -> None:
         mixers = config.mixers or []
-        super().__init__(layers=[_layer(name, config) for name in mixers])
+        layers: Any = [_layer(name, config) for name in mixers]
+        super().__init__(layers=layers)
         self._signature = [getattr(config, name) for name in _SHAPES]
         self._length = 0  # tokens in the layers
         self._batch: int | None = None
@@ -183,7 +187,8 @@ class HybridCache(Cache):
         self._since = [_reorder(read, beam_idx) for read in self._since]
         self._pending = None if self._pending is None else _reorder(self._pending, beam_idx)
 
-    batch_select_indices = reorder_cache
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.reorder_cache(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self._batch is not None:

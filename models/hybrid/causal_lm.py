@@ -15,7 +15,7 @@ from neural_layers.linear import Linear
 from neural_layers.models.hybrid.cache import HybridCache
 from neural_layers.models.hybrid.config import HybridConfig
 from neural_layers.models.hybrid.context import extended_rope
-from neural_layers.models.hybrid.inputs import documents
+from neural_layers.models.hybrid.inputs import documents, padding
 from neural_layers.models.hybrid.modeling import HybridModel, HybridPreTrainedModel
 
 
@@ -134,7 +134,7 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
         )
         x_BTD, loss, logits = states.last_hidden_state, None, None
         if labels is not None:
-            seq_idx = documents(seq_idx, position_ids, attention_mask, x_BTD, 0)
+            seq_idx = documents(seq_idx, position_ids, padding(attention_mask), x_BTD, 0)
             targets_BT = next_tokens(labels, seq_idx)
             loss = language_loss(x_BTD, self.lm_head.weight, targets_BT, label_smoothing, num_items_in_batch)
         if skip_logits is None:

@@ -3,6 +3,7 @@
 Letters: B batch, T length, D width.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,8 +48,9 @@ class ClassificationHead(nn.Module):
 
     def __init__(self, config: HybridConfig) -> None:
         super().__init__()
-        dim = config.hidden_size
-        pools = {
+        dim, labels = config.hidden_size, config.num_labels
+        assert labels is not None  # derived from id2label
+        pools: dict[str, Callable[[], nn.Module]] = {
             "last": LastToken,
             "mean": MeanPooling,
             "attention": lambda: AttentionPooling(dim, config.num_attention_heads),
@@ -57,7 +59,7 @@ class ClassificationHead(nn.Module):
         self.pool = pools[config.classifier_pooling]()
         self.dense = Linear(dim, dim)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.out_proj = Linear(dim, config.num_labels)
+        self.out_proj = Linear(dim, labels)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.out_proj(self.dropout(torch.tanh(self.dense(self.pool(x, mask)))))

@@ -12,7 +12,7 @@ from neural_layers.models.hybrid.cache import HybridCache
 from neural_layers.models.hybrid.config import HybridConfig
 
 
-def tokens_seen(cache: Any, attention_mask: Tensor | None) -> int:
+def tokens_seen(cache: Any) -> int:
     """P. Raises ValueError for a cache that cannot tell, because none of its layers is attention."""
     if cache is None:
         return 0
@@ -64,9 +64,14 @@ def covering_mask(attention_mask: Tensor | None, x_BTD: Tensor, past: int) -> Te
             f"attention_mask has shape {tuple(attention_mask.shape)}; expected (B, P + T) = {expected}: one column for "
             f"each of the P={past} tokens in the cache and the T={x_BTD.shape[1]} of the input"
         )
-    # Without padding the mask says nothing, and kernels run without it.
-    can_look = attention_mask.device.type == "cpu" and not torch.compiler.is_compiling()
-    return None if can_look and bool(attention_mask.all()) else attention_mask
+    return padding(attention_mask)
+
+
+def padding(attention_mask: Tensor | None) -> Tensor | None:
+    """The mask, or None where every token counts: it then says nothing, and kernels run without it."""
+    if attention_mask is None or torch.compiler.is_compiling() or attention_mask.device.type != "cpu":
+        return attention_mask
+    return None if bool(attention_mask.all()) else attention_mask
 
 
 def documents(

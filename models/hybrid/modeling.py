@@ -26,6 +26,7 @@ from neural_layers.pooling import AttentionPooling, GeMPooling
 class HybridPreTrainedModel(PreTrainedModel):
     """What the hybrid models share: their config, how weights are initialised, what transformers may do with them."""
 
+    config: HybridConfig
     config_class = HybridConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
@@ -121,7 +122,7 @@ class HybridModel(HybridPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         cache = self._cache(past_key_values, use_cache)
-        past = tokens_seen(cache, attention_mask)
+        past = tokens_seen(cache)
         check_input(self.config, input_ids if inputs_embeds is None else inputs_embeds, past, cache)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)

@@ -68,7 +68,12 @@ def test_packed_documents_train_as_they_do_alone(lengths, pattern) -> None:
 
     alone = sum(model(d, labels=d, num_items_in_batch=counted).loss for d in ids.split(lengths, dim=1))
     expected = gradients(alone)
-    for packing in ({"seq_idx": seq_idx}, {"position_ids": position_ids}):
+    full = torch.ones_like(ids)  # as transformers' tokenizers give it, also where nothing is padded
+    for packing in (
+        {"seq_idx": seq_idx},
+        {"position_ids": position_ids},
+        {"position_ids": position_ids, "attention_mask": full},
+    ):
         loss = model(ids, labels=ids, num_items_in_batch=counted, **packing).loss
         torch.testing.assert_close(loss, alone, rtol=1e-10, atol=1e-10)
         for found, right in zip(gradients(loss), expected, strict=True):
