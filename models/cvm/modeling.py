@@ -85,6 +85,11 @@ class CVMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             model_kwargs["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
         return GenerationMixin._prepare_cache_for_generation(self, *args, **kwargs)
 
+    def prepare_inputs_for_generation(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        # Where there are stop strings, transformers hands the tokenizer on to the model as well.
+        kwargs.pop("tokenizer", None)
+        return GenerationMixin.prepare_inputs_for_generation(self, *args, **kwargs)
+
     def forward(
         self,
         input_ids: Tensor | None = None,

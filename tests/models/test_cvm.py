@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, StaticCache
 
 from neural_layers.models.cvm import CVMConfig, CVMForConditionalGeneration
 from neural_layers.models.cvm.count_vector import CountVectorMerge, count_vector
+from tests.models.generation_samples import make_tokenizer
 
 VOCABULARY = 50
 
@@ -251,3 +252,14 @@ def test_checkpointing_refuses_to_fill_a_cache_twice() -> None:
     model.activation_checkpointing_enable()
     with pytest.raises(ValueError, match="train with use_cache=False"):
         model(ids, mask, labels=labels, use_cache=True)
+
+
+def test_stop_strings_end_a_translation() -> None:
+    tokenizer = make_tokenizer(300)
+    model = make_model(vocab_size=len(tokenizer), eos_token_id=None)
+    source = torch.tensor([[5, 6, 7]])
+    whole = model.generate(source, max_new_tokens=8, do_sample=False)
+    third = tokenizer.decode(whole[0, 3])
+    cut = model.generate(source, max_new_tokens=8, do_sample=False, stop_strings=[third], tokenizer=tokenizer)
+    assert cut.tolist() == whole[:, : cut.shape[1]].tolist()
+    assert cut.shape[1] <= 4
