@@ -16,19 +16,24 @@ def eager(inputs: Inputs) -> Call:
     return Call(lambda: tf.linear(inputs["x"], inputs["weight"]))
 
 
-CASES = (
-    Case(
-        name="linear",
+def _case(name: str, about: str, inputs: int, outputs: int) -> Case:
+    return Case(
+        name=name,
         op="linear",
-        about="a linear layer of few rows",
+        about=about,
         axis="rows",
         make=make,
         leaves=(),
         tiny=sweep(rows=(1, 5), inputs=6, outputs=7),
-        quick=sweep(rows=(1, 4), inputs=4096, outputs=4096),
-        full=sweep(rows=(1, 2, 4, 16), inputs=4096, outputs=4096),
+        quick=sweep(rows=(1, 4), inputs=inputs, outputs=outputs),
+        full=sweep(rows=(1, 2, 4, 16), inputs=inputs, outputs=outputs),
         peers=(Peer("torch linear", eager, call="torch.nn.functional.linear"),),
         # a copy moves each byte twice, and the product only reads
         limit=copy_limit(lambda i: bytes_of(i, "weight")),
-    ),
+    )
+
+
+CASES = (
+    _case("linear", "a linear layer of few rows, 4096 inputs", 4096, 4096),
+    _case("linear_narrow", "a linear layer of few rows, 384 inputs", 384, 49152),
 )

@@ -40,7 +40,7 @@ def positions_plot(evaluations: dict[str, Path]) -> "Figure":
     """Mean loss against how many tokens of the document came before, from files of `neural-layers evaluate --json`."""
     lines: dict[str, Line] = {}
     for name, path in evaluations.items():
-        rows = json.loads(path.read_text())["by_position"]
+        rows = json.loads(path.read_text())["loss_by_position"]
         lines[name] = [row["first"] for row in rows], [row["loss"] for row in rows]
     with styled_figure(3.5, rows=1) as (figure, (axes,)):
         axes.set_xscale("log", base=2)

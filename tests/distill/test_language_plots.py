@@ -31,7 +31,7 @@ def test_losses_stand_against_steps_and_minutes(run) -> None:
 
 def test_losses_by_position(tmp_path) -> None:
     rows = [{"first": 1, "last": 1, "loss": 3.0, "tokens": 4}, {"first": 2, "last": 3, "loss": 2.0, "tokens": 8}]
-    (tmp_path / "e.json").write_text(json.dumps({"by_position": rows}))
+    (tmp_path / "e.json").write_text(json.dumps({"loss_by_position": rows}))
     (axes,) = positions_plot({"context 4": tmp_path / "e.json"}).axes
     assert axes.lines[0].get_xydata().tolist() == [[1, 3.0], [2, 2.0]]
 
