@@ -1,7 +1,8 @@
-"""Plots of language model runs: loss against step and against time, and loss by position.
+"""Plots of language model runs: loss against step and against time, by position, and by context.
 
-`python -m neural_layers.distill.report.language_plots losses --out FILE.png NAME=RUN …` and `… positions --out FILE.png
-NAME=EVALUATION.json …` draw several runs into one picture.
+`python -m neural_layers.distill.report.language_plots losses --out FILE.png NAME=RUN …` draws several runs into one
+picture, `… positions --out FILE.png NAME=EVALUATION.json …` their loss by position, and `… contexts --out FILE.png
+'NAME=FOLDER/*.json' …` the loss of one text read with several contexts, from evaluations of each.
 """
 
 import argparse
@@ -51,6 +52,22 @@ def positions_plot(evaluations: dict[str, Path]) -> "Figure":
         return figure
 
 
+def contexts_plot(evaluations: dict[str, Path]) -> "Figure":
+    """Loss of the same text against how many tokens the model saw at once; each path is a pattern of evaluations."""
+    lines: dict[str, Line] = {}
+    for name, pattern in evaluations.items():
+        read = [json.loads(path.read_text()) for path in pattern.parent.glob(pattern.name)]
+        found = sorted((one["context"], one["loss"]) for one in read)
+        lines[name] = [context for context, _ in found], [loss for _, loss in found]
+    with styled_figure(3.5, rows=1) as (figure, (axes,)):
+        axes.set_xscale("log", base=2)
+        _lines(axes, lines)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set_xlabel("context, tokens")
+        axes.set_ylabel("loss of the same tokens")
+        return figure
+
+
 def _run(folder: Path) -> tuple[list[float], list[float], list[float]]:
     """Steps, minutes of training and losses of a run's validations."""
     log = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
@@ -79,17 +96,20 @@ def _lines(axes: "Axes", lines: dict[str, Line]) -> None:
     label_line_ends(axes, ends)
 
 
+PLOTS = {"losses": losses_plot, "positions": positions_plot, "contexts": contexts_plot}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw and save; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("plot", choices=("losses", "positions"))
+    parser.add_argument("plot", choices=tuple(PLOTS))
     parser.add_argument("named", nargs="+", metavar="NAME=PATH")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
     named: dict[str, Any] = {name: Path(path) for name, _, path in (given.partition("=") for given in options.named)}
     if len(named) > len(_LOOKS):
         parser.error(f"{len(named)} lines are more than the {len(_LOOKS)} that can be told apart")
-    figure = (losses_plot if options.plot == "losses" else positions_plot)(named)
+    figure = PLOTS[options.plot](named)
     figure.savefig(options.out, dpi=140, metadata={"Software": None})
     print(options.out)
     return 0

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from neural_layers.distill.report.language_plots import losses_plot, main, positions_plot
+from neural_layers.distill.report.language_plots import contexts_plot, losses_plot, main, positions_plot
 
 
 @pytest.fixture
@@ -34,6 +34,13 @@ def test_losses_by_position(tmp_path) -> None:
     (tmp_path / "e.json").write_text(json.dumps({"loss_by_position": rows}))
     (axes,) = positions_plot({"context 4": tmp_path / "e.json"}).axes
     assert axes.lines[0].get_xydata().tolist() == [[1, 3.0], [2, 2.0]]
+
+
+def test_losses_by_context_are_ordered(tmp_path) -> None:
+    for context, loss in ((64, 2.0), (16, 3.0)):
+        (tmp_path / f"c{context}.json").write_text(json.dumps({"context": context, "loss": loss}))
+    (axes,) = contexts_plot({"model": tmp_path / "c*.json"}).axes
+    assert axes.lines[0].get_xydata().tolist() == [[16, 3.0], [64, 2.0]]
 
 
 def test_command_writes_a_picture_and_refuses_more_lines_than_can_be_told_apart(run, tmp_path, capsys) -> None:
