@@ -33,24 +33,34 @@ def load_language_model(folder: str | Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def check_model_folder(folder: Path) -> None:
-    """Raise InputError unless `folder` holds the config of a hybrid language model, and weights as safetensors."""
+def model_type(folder: Path) -> Any:
+    """The `model_type` that config.json names. Raises InputError for a folder without one that can be read."""
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}; give one that a model was saved to")
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no config.json; give a folder that a model was saved to")
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
         raise InputError(f"{folder / 'config.json'} cannot be read: {error}") from error
+
+
+def check_weights(folder: Path) -> None:
+    """Raise InputError unless `folder` holds weights as safetensors."""
+    if not any((folder / name).is_file() for name in _WEIGHTS):
+        raise InputError(f"{folder} holds no {_WEIGHTS[0]}; weights are read from safetensors alone")
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise InputError unless `folder` holds the config of a hybrid language model, and weights as safetensors."""
+    kind = model_type(folder)
     if kind != "neural_hybrid":
         raise InputError(
             f"{folder} holds a model of type {kind!r}, and a hybrid language model ('neural_hybrid') is needed; "
             "neural-layers convert makes one of Llama, Mistral, Qwen and Mamba checkpoints"
         )
     _read_config(folder)
-    if not any((folder / name).is_file() for name in _WEIGHTS):
-        raise InputError(f"{folder} holds no {_WEIGHTS[0]}; weights are read from safetensors alone")
+    check_weights(folder)
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -1,13 +1,12 @@
 """The model of a folder that is to be exported."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from neural_layers.errors import InputError, require
+from neural_layers.models.loading import check_weights, model_type
 
 TASKS = {"causal-lm": "neural_hybrid", "translation": "cvm"}
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 def load_exportable(folder: Path, task: str = "auto") -> Any:
@@ -17,14 +16,7 @@ def load_exportable(folder: Path, task: str = "auto") -> Any:
     Raises InputError for a folder without config.json or safetensors, a model that cannot be exported or is of another
     task, and weights that cannot be read or do not fit; ImportError without transformers.
     """
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}; give one that a model was saved to")
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} holds no config.json; give a folder that a model was saved to")
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{folder / 'config.json'} cannot be read: {error}") from error
+    kind = model_type(folder)
     if kind not in TASKS.values():
         raise InputError(
             f"{folder} holds a model of type {kind!r}, which cannot be exported; exported are "
@@ -32,8 +24,7 @@ def load_exportable(folder: Path, task: str = "auto") -> Any:
         )
     if task != "auto" and TASKS[task] != kind:
         raise InputError(f"{folder} holds a model of type {kind!r}, and --task {task} needs {TASKS[task]!r}")
-    if not any((folder / name).is_file() for name in _WEIGHTS):
-        raise InputError(f"{folder} holds no {_WEIGHTS[0]}; weights are read from safetensors alone")
+    check_weights(folder)
     return _load(folder, kind)
 
 
