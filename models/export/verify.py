@@ -40,9 +40,11 @@ class Check:
 
 
 def lengths(context: int, windows: Sequence[int]) -> list[int]:
-    """1, 2, the chunk with its neighbours, twice the chunk, and past every window; as far as the context allows."""
+    """1, 2, the chunk with its neighbours, twice the chunk, and past every window; where the context does not allow that,
+    as much as it does."""
     wanted = [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, *(window + 3 for window in windows)]
-    return sorted({length for length in wanted if length + BEFORE <= context} or {max(context - BEFORE, 1)})
+    longest = max(context - BEFORE, 1)
+    return sorted({min(length, longest) for length in wanted})
 
 
 def verify_hybrid(
