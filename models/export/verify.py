@@ -40,8 +40,8 @@ class Check:
 
 
 def lengths(context: int, windows: Sequence[int]) -> list[int]:
-    """1, 2, the chunk with its neighbours, twice the chunk, and past every window; where the context does not allow that,
-    as much as it does."""
+    """1, 2, the chunk with its neighbours, twice the chunk, and past every window; or as much of each as the context
+    allows."""
     wanted = [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, *(window + 3 for window in windows)]
     longest = max(context - BEFORE, 1)
     return sorted({min(length, longest) for length in wanted})
