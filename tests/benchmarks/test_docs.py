@@ -70,8 +70,8 @@ def test_the_same_result_gives_the_same_picture() -> None:
 def test_a_case_of_one_size_has_no_picture(tmp_path) -> None:
     result = sample()
     result["cases"][0]["rows"] = result["cases"][0]["rows"][:1]
-    assert [path.name for path in write_result(tmp_path, result)] == ["selective_scan.json"]
-    assert "![" not in docs.page(tmp_path.parent, tmp_path)
+    assert [path.name for path in write_result(tmp_path / "machine", result)] == ["selective_scan.json"]
+    assert "![" not in docs.page(tmp_path, tmp_path)
 
 
 def test_lines_of_a_picture_are_named_and_memory_is_of_one_kind() -> None:
