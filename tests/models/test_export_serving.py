@@ -332,7 +332,7 @@ def test_the_command_exports_and_tells_what_was_verified(folder: Path, tmp_path:
     printed = capsys.readouterr().out
     assert "HybridForCausalLM, opset 23, int4" in printed
     lines = [line.split() for line in printed.splitlines()]
-    assert [line[0] for line in lines if line and line[0].isdigit()] == ["1", "2", "10", "63", "64", "65"]
+    assert [line[0] for line in lines if line and line[0].isdigit()] == ["1", "2", "10", "63", "64", "65", "121"]
     assert f"MB  {tmp_path / 'out' / 'model.onnx'}" in printed
     assert isinstance(OnnxModel(tmp_path / "out").generate("a", max_new_tokens=2), str)
 
