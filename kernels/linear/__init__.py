@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from neural_layers.kernels import c_library, dispatch
-from neural_layers.kernels.arguments import check_devices, check_floats
+from neural_layers.kernels.arguments import FLOATS, check_devices, check_floats
 from neural_layers.kernels.dispatch import Backend, Op
 from neural_layers.kernels.linear.native import MOST_ROWS, linear_native, quick
 from neural_layers.kernels.linear.pytorch import linear_torch
@@ -48,6 +48,18 @@ _OP = Op(
 )
 
 
+def _are_many_plain_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the arguments fit and are more rows than the C kernel takes: nearly every call in training, which then
+    goes to torch without the questions and checks that cost as much as a small product."""
+    if weight.ndim != 2 or x.numel() <= MOST_ROWS * weight.shape[1] or x.shape[-1:] != weight.shape[1:]:
+        return False
+    if x.dtype != weight.dtype or x.dtype not in FLOATS or x.device != weight.device:
+        return False
+    return bias is None or (
+        bias.shape == weight.shape[:1] and bias.dtype == weight.dtype and bias.device == weight.device
+    )
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str = "auto") -> Tensor:
     """x Wᵀ + bias.
 
@@ -62,4 +74,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
         done = quick(x, weight, bias)
         if done is not None:
             return done
+        if _are_many_plain_rows(x, weight, bias):
+            return linear_torch(x, weight, bias)
     return _OP(backend, x, weight, bias)

@@ -20,11 +20,13 @@ def quick(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     Plain are contiguous tensors of few rows that fit and that nothing watches. What is asked here stands for all the
     checks of the op, which for a single token cost more than a small layer.
     """
-    dtype, inputs = weight.dtype, weight.shape[-1]
+    if weight.ndim != 2:
+        return None
+    dtype, inputs = weight.dtype, weight.shape[1]
     # The size is asked first: in training it is what sends nearly all calls on, and it costs least.
     if not 0 < x.numel() <= MOST_ROWS * inputs or not plain(x, weight, bias):
         return None
-    if x.dtype != dtype or x.shape[-1] != inputs or weight.ndim != 2 or dtype not in (torch.float32, torch.float64):
+    if x.dtype != dtype or x.shape[-1] != inputs or dtype not in (torch.float32, torch.float64):
         return None
     if bias is not None and (bias.dtype != dtype or bias.shape != weight.shape[:1]):
         return None

@@ -106,8 +106,49 @@ def test_linear_layer_equals_torchs_and_takes_its_weights() -> None:
             lambda: F.linear(torch.ones(2, 3), torch.ones(4, 3), torch.ones(3)),
             r"bias has shape \(3,\); expected \(4,\)",
         ),
+        (lambda: F.linear(torch.ones(9, 3), torch.ones(4, 2)), r"x has shape \(9, 3\) and weight \(4, 2\)"),
+        (lambda: F.linear(torch.ones(9, 3), torch.ones(4, 3), torch.ones(1)), r"bias has shape \(1,\)"),
+        (lambda: F.linear(torch.ones(9, 3), torch.ones(4, 3, device="meta")), "weight on meta"),
+        (
+            lambda: F.linear(torch.ones(9, 3), torch.ones(4, 3), torch.ones(4, device="meta")),
+            "different devices: .* bias on meta",
+        ),
+        (lambda: F.linear(torch.ones(()), torch.ones(4, 0)), r"x has shape \(\)"),
+        (lambda: F.linear(torch.ones(9, 3), torch.ones(())), r"weight \(\)"),
     ],
 )
-def test_bad_shapes_name_what_was_given(call, message) -> None:
+def test_bad_shapes_and_devices_name_what_was_given(call, message) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+def test_what_is_no_float_is_refused(rows) -> None:
+    x, weight = torch.ones(rows, 3), torch.ones(4, 3)
+    for given in ((x.int(), weight.int()), (x, weight, torch.ones(4).int()), (x.cfloat(), weight.cfloat())):
+        with pytest.raises(TypeError, match="expected one of"):
+            F.linear(*given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_many_rows_are_torchs_product_in_value_and_gradient(dtype) -> None:
+    normal = seeded(3)
+    given = [tensor.to(dtype).requires_grad_() for tensor in (normal(3, 5, 7), normal(4, 7), normal(4))]
+    found, expected = F.linear(*given), torch.nn.functional.linear(*given)
+    assert torch.equal(found, expected)
+    assert all(map(torch.equal, torch.autograd.grad(found.sum(), given), torch.autograd.grad(expected.sum(), given)))
+    assert F.linear(*(tensor.to("meta") for tensor in given)).shape == (3, 5, 4)
+    with neural_layers.use_backend(linear="reference"):
+        torch.testing.assert_close(F.linear(*given), expected)
+
+
+def test_many_rows_pass_through_autocast_transforms_and_subclasses() -> None:
+    x, weight = seeded(4)(9, 6).float(), seeded(5)(3, 6).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert F.linear(x, weight).dtype == torch.bfloat16
+    torch.testing.assert_close(torch.func.vmap(F.linear, (0, None))(x.expand(2, 9, 6), weight)[1], x @ weight.T)
+
+    class Named(torch.Tensor):
+        pass
+
+    assert type(F.linear(x.as_subclass(Named), weight)) is Named
