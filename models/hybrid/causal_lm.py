@@ -62,12 +62,13 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
         scaling: how RoPE's positions are fitted into those it has learned: "yarn", "linear", "dynamic", a dict with
                  `rope_type` and its fields, or None for positions as they are. Recurrences, windows and ALiBi need
                  none. The config changes too, so that a saved model keeps it.
-        Raises ValueError for a length that is not longer, and for a scaling of a model without RoPE.
+        Raises ValueError for a length that is not longer, a scaling that is wrong, and one of a model without RoPE;
+        nothing has changed then.
         """
         parameters = extended_rope(self.config, max_position_embeddings, scaling)
+        rotary, own = self.config.rotary_of(parameters), self.model.rotary
         self.config.rope_parameters = parameters
         self.config.max_position_embeddings = max_position_embeddings
-        rotary, own = self.config.rotary(), self.model.rotary
         if own is not None and rotary is not None:
             own.base, own.scaling = rotary.base, rotary.scaling
             own.forget()

@@ -141,13 +141,16 @@ class HybridConfig(PreTrainedConfig):
 
     def rotary(self) -> SharedRotary | None:
         """The rotary embedding that all attention layers share; None without RoPE."""
+        return self.rotary_of(self.rope_parameters)
+
+    def rotary_of(self, rope_parameters: dict[str, Any] | None) -> SharedRotary | None:
+        """`rotary` with other parameters than the config's own; raises ValueError where they are wrong."""
         if self.position_embedding != "rope":
             return None
-        scaling = dict(self.rope_parameters or {})
+        scaling = dict(rope_parameters or {})
         base = scaling.pop("rope_theta", 10000.0)
-        if scaling.get("rope_type", "default") == "default":
-            return SharedRotary(self.attention_head_dim, base)
-        return SharedRotary(self.attention_head_dim, base, scaling)
+        is_plain = scaling.get("rope_type", "default") == "default"
+        return SharedRotary(self.attention_head_dim, base, None if is_plain else scaling)
 
     @property
     def attention_head_dim(self) -> int:

@@ -24,6 +24,8 @@ def extended_rope(config: HybridConfig, length: int, scaling: str | dict[str, An
         )
     theta = old.get("rope_theta", 10000.0)
     if isinstance(scaling, dict):
+        if "rope_type" not in scaling:
+            raise ValueError(f"scaling={scaling!r} names no rope_type; without one its fields would be ignored")
         return {"rope_theta": theta, **scaling}
     if scaling not in _SCALINGS:
         raise ValueError(f"scaling={scaling!r} must be one of {', '.join(_SCALINGS)}, a dict or None")

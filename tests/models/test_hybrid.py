@@ -300,11 +300,27 @@ def test_linear_scaling_puts_far_positions_where_near_ones_were() -> None:
         (64, "yarn", "rope", "reads 64 tokens already; 64 is not longer"),
         (128, "ntk", "rope", "scaling='ntk' must be one of yarn, linear, dynamic"),
         (128, "yarn", "alibi", "position_embedding='alibi'; give scaling=None"),
+        (128, {"rope_type": "ntk"}, "rope", "rope_type='ntk'"),
+        (128, {"rope_type": "linear"}, "rope", "factor"),
+        (128, {"factor": 2.0}, "rope", "names no rope_type"),
     ],
 )
-def test_bad_extension_names_the_value(length, scaling, position, message) -> None:
+@pytest.mark.parametrize("mixers", [["attention", "mamba"], ["mamba"]])
+def test_bad_extension_names_the_value_and_changes_nothing(length, scaling, position, message, mixers) -> None:
+    model, ids = small_model(mixers, position_embedding=position), tokens(1, 8)
+    config, logits = model.config.to_dict(), model(ids).logits
     with pytest.raises(ValueError, match=message):
-        small_model(position_embedding=position).extend_context(length, scaling)
+        model.extend_context(length, scaling)
+    assert model.config.to_dict() == config
+    assert torch.equal(model(ids).logits, logits)
+
+
+@pytest.mark.parametrize("position", ["alibi", None])
+def test_context_without_rope_grows_at_any_head_width(position) -> None:
+    model = small_model(["attention"], position_embedding=position, head_dim=5)
+    model.extend_context(128, None)
+    assert model.config.max_position_embeddings == 128
+    assert model(tokens(1, 100)).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "attention", "gem"])
