@@ -24,14 +24,18 @@ def assisted_tokens(prepared: Prepared, assistant: Any) -> Generator[list[int], 
     Raises InputError without a cache that goes back, and for an assistant of another vocabulary.
     """
     _check(prepared, prepared.model_kwargs.get("past_key_values"), assistant)
-    return _steps(prepared, assistant)
+    return _recorded_steps(prepared, assistant)
+
+
+def _recorded_steps(p: Prepared, assistant: Any) -> Generator[list[int], None, None]:
+    with p.model_kwargs["past_key_values"].past_recording():
+        yield from _steps(p, assistant)
 
 
 @torch.no_grad()
 def _steps(p: Prepared, assistant: Any) -> Generator[list[int], None, None]:
     ids, kwargs = p.input_ids, p.model_kwargs
     cache = kwargs["past_key_values"]
-    cache.activate_past_recording()
     guesser = p.model._get_candidate_generator(
         generation_config=p.config,
         input_ids=ids,

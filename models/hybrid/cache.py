@@ -3,6 +3,8 @@
 Letters: B batch, T length, D width, G key/value heads, S keys, K head width.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -57,6 +59,7 @@ class HybridCache(Cache):
       activate_past_recording(), then crop(−n): drops the last n tokens read since the last crop. A recurrence cannot
         run backwards: the cache returns to the state at the last crop and reads the kept tokens again, together with
         the next call's (`admit`), which gives the same as if the n had never been read.
+      stop_past_recording(): ends that; `with past_recording():` records within
       reorder_cache(index): takes batch rows, which may repeat or be left out
 
     Raises ValueError for a crop that reaches further back than what is recorded.
@@ -114,11 +117,31 @@ class HybridCache(Cache):
     snapshot = fork
 
     def rollback(self, snapshot: "HybridCache") -> None:
-        """Return to the contents of a `snapshot`, which stays usable."""
+        """Return to the contents of a `snapshot`, which stays usable. Recording goes on, or does not, as before."""
+        is_recording = self._recording
         self.__dict__.update(snapshot.fork().__dict__)
+        if is_recording:
+            self.activate_past_recording()
+        else:
+            self.stop_past_recording()
 
     def activate_past_recording(self) -> None:
         self._recording = True
+
+    def stop_past_recording(self) -> None:
+        """Drop what is recorded and record no more; what a crop has kept is still read by the next call."""
+        self._recording, self._before, self._since = False, None, []
+
+    @contextmanager
+    def past_recording(self) -> Iterator[None]:
+        """Record within, and behind only if it was so before: without crops, what is recorded piles up."""
+        was_recording = self._recording
+        self.activate_past_recording()
+        try:
+            yield
+        finally:
+            if not was_recording:
+                self.stop_past_recording()
 
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last |tokens_to_remove| tokens, given as a number ≤ 0 as transformers does; 0 only forgets what was
@@ -146,7 +169,6 @@ class HybridCache(Cache):
         kept = recorded - removed
         if self._before is not None:
             self.rollback(self._before)
-        self._recording = True
         self._pending = (x_BTD[:, :kept], positions[:, :kept]) if kept else None
 
     def _crop_keys(self, removed: int) -> None:

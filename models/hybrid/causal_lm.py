@@ -3,6 +3,7 @@
 Letters: B batch, T length, P tokens in the cache, D width, V vocabulary.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -93,16 +94,18 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
         return GenerationMixin.prepare_inputs_for_generation(self, *args, **kwargs)
 
     def _assisted_decoding(self: Any, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
-        # transformers would begin by reading the whole prompt, and so what a given cache has read a second time.
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
         length = getattr(kwargs["generation_config"], "_mask_length", -1) if mask is None else mask.shape[1]
-        if cache is None or length != input_ids.shape[1]:
-            return GenerationMixin._assisted_decoding(self, input_ids, *args, **kwargs)
-        cache.already_read = cache.get_seq_length()
-        try:
-            return GenerationMixin._assisted_decoding(self, input_ids, *args, **kwargs)
-        finally:
-            cache.already_read = 0
+        # transformers starts recording what the cache reads, and would leave it so.
+        with cache.past_recording() if isinstance(cache, HybridCache) else nullcontext():
+            if cache is None or length != input_ids.shape[1]:
+                return GenerationMixin._assisted_decoding(self, input_ids, *args, **kwargs)
+            # It would also begin by reading the whole prompt, and so what a given cache has read a second time.
+            cache.already_read = cache.get_seq_length()
+            try:
+                return GenerationMixin._assisted_decoding(self, input_ids, *args, **kwargs)
+            finally:
+                cache.already_read = 0
 
     def forward(
         self,

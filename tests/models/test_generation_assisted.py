@@ -7,6 +7,9 @@ import torch
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
+from neural_layers.models.generation.assisted import assisted_tokens
+from neural_layers.models.generation.steps import prepare
+from neural_layers.models.hybrid import HybridCache
 from tests.models.generation_samples import MIXERS, make_ids, make_model
 
 ARGUMENTS = {"max_new_tokens": 18, "do_sample": False}
@@ -122,6 +125,97 @@ def test_a_cache_filled_before_serves_assisted_decoding() -> None:
     assert torch.equal(
         greedy(model, ids, past_key_values=cache, assistant_model=almost(model, 0.1)), greedy(model, ids)
     )
+
+
+def continue_with(model, kind: str, ids, **changes):
+    """The cache and the text of 10 more tokens, with guesses from `kind`; streamed where it says so."""
+    help_ = {"assistant_model": almost(model, 0.1)} if "assistant" in kind else {"prompt_lookup_num_tokens": 4}
+    cache = changes.pop("past_key_values", None)
+    if "streamed" in kind:
+        cache = HybridCache(model.config) if cache is None else cache
+        prepared = prepare(model, ids, max_new_tokens=10, do_sample=False, past_key_values=cache, **help_, **changes)
+        new = [token for step in assisted_tokens(prepared, help_.get("assistant_model")) for token in step]
+        return cache, torch.cat([ids, torch.tensor([new])], dim=1)
+    given = {} if cache is None else {"past_key_values": cache}
+    said = greedy(model, ids, max_new_tokens=10, return_dict_in_generate=True, **given, **help_, **changes)
+    return said.past_key_values, said.sequences
+
+
+KINDS = ["assistant", "lookup", "streamed assistant", "streamed lookup"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mixers", MIXERS)
+def test_a_returned_cache_records_no_more_and_goes_on_exactly(mixers, kind) -> None:
+    model, ids, more = make_model(mixers), make_ids().repeat(1, 2), make_ids(3)
+    cache, said = continue_with(model, kind, ids)
+    assert torch.equal(said, greedy(model, ids, max_new_tokens=10))
+    assert not cache._recording
+    text = torch.cat([said, more], dim=1)
+    with torch.no_grad():
+        found = model(text[:, cache.get_seq_length() :], past_key_values=cache).logits[:, -more.shape[1] :]
+        torch.testing.assert_close(found, model(text).logits[:, -more.shape[1] :])
+    assert cache._before is None
+    assert not cache._since
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_that_recorded_before_goes_on_recording(kind) -> None:
+    model, ids, more = make_model(), make_ids().repeat(1, 2), make_ids(3)
+    cache = HybridCache(model.config)
+    cache.activate_past_recording()
+    with torch.no_grad():
+        model(ids[:, :5], past_key_values=cache)
+    cache, said = continue_with(model, kind, ids, past_key_values=cache)
+    text = torch.cat([said, more], dim=1)
+    with torch.no_grad():
+        read = model(text[:, cache.get_seq_length() :], past_key_values=cache)
+        cache.crop(-more.shape[1])
+        found = model(more.flip(1), past_key_values=cache).logits
+        expected = model(torch.cat([said, more.flip(1)], dim=1)).logits[:, -more.shape[1] :]
+    assert read.past_key_values is cache
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_recording_ends_also_where_generating_fails(with_mask) -> None:
+    model, ids = make_model(), make_ids().repeat(1, 2)
+    cache = HybridCache(model.config)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("on purpose")
+
+    given = {"attention_mask": torch.ones_like(ids)} if with_mask else {}
+    with pytest.raises(RuntimeError, match="on purpose"):
+        greedy(model, ids, past_key_values=cache, prompt_lookup_num_tokens=4, stopping_criteria=[fail], **given)
+    assert not cache._recording
+
+
+def test_recording_ends_also_where_the_ids_are_only_those_not_read() -> None:
+    model, ids = make_model(), make_ids().repeat(1, 2)
+    with torch.no_grad():
+        cache = model(ids[:, :5], use_cache=True).past_key_values
+    rest, mask = ids[:, 5:], torch.ones_like(ids)
+    said = greedy(model, rest, attention_mask=mask, past_key_values=cache, assistant_model=almost(model, 0.1))
+    assert torch.equal(said, greedy(model, ids)[:, 5:])
+    assert not cache._recording
+
+
+def test_a_rollback_leaves_the_recording_as_it_is() -> None:
+    model, ids = make_model(), make_ids()
+    cache = HybridCache(model.config)
+    with torch.no_grad():
+        model(ids, past_key_values=cache)
+        snapshot = cache.snapshot()
+        with cache.past_recording():
+            model(make_ids(1), past_key_values=cache)
+            recorded = cache.snapshot()
+            cache.rollback(snapshot)
+            assert cache._recording
+        cache.rollback(recorded)
+        assert not cache._recording
+        with pytest.raises(ValueError, match="0 are recorded"):
+            cache.crop(-1)
 
 
 def test_sampling_with_an_assistant_runs_and_a_seed_decides() -> None:
