@@ -1,0 +1,65 @@
+"""How long models take: for one example at a time, and in batches. They take turns, so that a busy machine slows all."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+Example = TypeVar("Example")
+SHARES = {"p50": 50, "p95": 95, "p99": 99}
+
+
+def measure_latency(
+    callables: Mapping[str, Callable[[Example], Any]],
+    examples: Sequence[Example],
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, dict[str, float]]:
+    """Milliseconds for one example: {name: {"p50", "p95", "p99"}}.
+
+    callables: what each model does with one example. examples: at least one; the first is also the warm-up, whose time
+    is left out. Every model has its turn at an example before the next example comes, and another begins each time.
+    Percentiles are interpolated between the measured times: of fewer than 100 examples, p99 is close to the slowest.
+    Raises ValueError without examples.
+    """
+    if not examples:
+        raise ValueError("no examples to measure latency on; give at least one")
+    names, taken = list(callables), {name: list[float]() for name in callables}
+    for turn, example in enumerate([examples[0], *examples]):
+        first = turn % max(len(names), 1)
+        for name in names[first:] + names[:first]:
+            started = clock()
+            callables[name](example)
+            taken[name].append((clock() - started) * 1000)
+    return {name: _percentiles(times[1:]) for name, times in taken.items()}
+
+
+def measure_throughput(
+    callables: Mapping[str, Callable[[Sequence[Example]], Any]],
+    examples: Sequence[Example],
+    *,
+    batch_size: int = 32,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """Examples per second in batches: {name: number}.
+
+    callables: what each model does with a batch. The models take turns at the batches; a first one warms them up.
+    Raises ValueError without examples and for a batch_size below 1.
+    """
+    if not examples or batch_size < 1:
+        raise ValueError(f"{len(examples)} examples in batches of {batch_size}; give at least one of each")
+    names, seconds = list(callables), dict.fromkeys(callables, 0.0)
+    starts = range(0, len(examples), batch_size)
+    for turn, start in enumerate([0, *starts]):
+        first = turn % max(len(names), 1)
+        for name in names[first:] + names[:first]:
+            started = clock()
+            callables[name](examples[start : start + batch_size])
+            seconds[name] += (clock() - started) * (turn > 0)
+    return {name: round(len(examples) / max(took, 1e-9), 3) for name, took in seconds.items()}
+
+
+def _percentiles(times: list[float]) -> dict[str, float]:
+    values = np.percentile(times, list(SHARES.values()))
+    return {name: round(float(value), 3) for name, value in zip(SHARES, values, strict=True)}
