@@ -122,6 +122,7 @@ class Shared:
 
 
 def rms_norm(g: Graph, weights: Weights, norm: RMSNorm, x: str) -> str:
+    """x / sqrt(mean(x²) + ε) · weight over the last dimension."""
     weight = g.weight(f"{weights.name(norm)}.weight", array(norm.weight))
     return g.op("RMSNormalization", x, weight, axis=-1, epsilon=norm.eps)
 

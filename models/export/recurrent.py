@@ -21,6 +21,7 @@ CHUNK = 64  # tokens of a prompt that Mamba-2 multiplies with one another at a t
 
 
 def silu(g: Graph, x: str) -> str:
+    """x · sigmoid(x), of elementary nodes."""
     return g.op("Mul", x, g.op("Sigmoid", x))
 
 
