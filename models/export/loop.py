@@ -51,7 +51,8 @@ def as_batch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ids (B, T) and mask (B, T), int64, from one row or several, of equal lengths or not (these are padded).
 
-    Raises InputError for rows without a token, ids outside the vocabulary, and a mask of another shape.
+    Raises InputError for rows without a token, ids outside the vocabulary, a mask of another shape, and
+    a mask for rows of different lengths.
     """
     rows: Any
     if hasattr(inputs, "ndim"):
@@ -65,6 +66,12 @@ def as_batch(
             here = slice(width - len(row), None) if pad_left else slice(len(row))
             ids[i, here], kept[i, here] = row, 1
     else:
+        lengths = sorted({len(row) for row in rows})
+        if len(lengths) > 1:
+            raise InputError(
+                f"an attention_mask is for rows of one length, not {' and '.join(map(str, lengths))}; without one they "
+                "are padded"
+            )
         ids, kept = np.asarray(rows, np.int64), np.atleast_2d(np.asarray(mask)).astype(np.int64)
     if ids.shape != kept.shape:
         raise InputError(f"attention_mask has shape {kept.shape}; expected that of the ids, {ids.shape}")

@@ -4,25 +4,24 @@ Letters: B batch, T length, V vocabulary.
 """
 
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from neural_layers.errors import InputError
-from neural_layers.models.export.folder import read_json
 from neural_layers.models.export.loop import as_batch, decode
 from neural_layers.models.export.sampling import GenerationOptions
-from neural_layers.models.export.session import OnnxState, StateSession, check_config, metadata, open_session
+from neural_layers.models.export.served import Served
+from neural_layers.models.export.session import OnnxState, StateSession, metadata, open_session
 from neural_layers.models.export.stepper import Stepper
-from neural_layers.models.export.text import TextPieces, load_tokenizer
+from neural_layers.models.export.text import TextPieces
 
 # Tokens of a prompt that are read at a time: attention builds a bias of (T, S).
 PREFILL = 512
 
 
-class OnnxModel:
+class OnnxModel(Served):
     """A language model in a folder that `export_onnx` wrote.
 
     path: the folder. threads: of one operator; by default as many as there are cores.
@@ -34,22 +33,13 @@ class OnnxModel:
     """
 
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
-        self.folder = Path(path)
-        file = self.folder / "model.onnx"
+        file = Path(path) / "model.onnx"
         session = open_session(file, threads)
         described = metadata(session, file)
         if described["kind"] != "causal_lm":
             raise InputError(f"{file} is a {described['kind']}; use OnnxTranslator")
-        check_config(described, self.folder)
+        super().__init__(Path(path), described)
         self.session = StateSession(session)
-        self.vocab_size, self.context = described["config"]["vocab_size"], described["context"]
-        defaults = self.folder / "generation_config.json"
-        self.defaults = read_json(defaults) if defaults.is_file() else {}
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The folder's `tokenizers.Tokenizer`; raises InputError where there is none."""
-        return load_tokenizer(self.folder)
 
     def forward(
         self, input_ids: Any, attention_mask: Any = None, state: OnnxState | None = None, keep: int | None = None
@@ -78,35 +68,17 @@ class OnnxModel:
         attention_mask: (B, T), 1 for a token that counts. input_ids: as `inputs`.
         Raises InputError for empty prompts, ids outside the vocabulary, and more tokens than the context holds.
         """
-        inputs = input_ids if inputs is None else inputs
-        if inputs is None:
-            raise InputError("generate needs a prompt: text, or token ids")
-        if isinstance(inputs, str):
-            (text,) = self.generate([inputs], **options)
-            return text
-        is_text = len(inputs) > 0 and isinstance(inputs[0], str)
-        chosen = GenerationOptions.resolve(self.defaults, options)
-        rows = [self._encode(prompt) for prompt in inputs] if is_text else inputs
-        ids, kept = as_batch(rows, attention_mask, chosen.padding, self.vocab_size)
-        texts = [TextPieces(self.tokenizer, chosen.stops) for _ in ids] if is_text or chosen.stops else []
-        made = list(self._tokens(ids, kept, chosen, texts))
-        return [text.take() for text in texts] if is_text else np.concatenate([ids, np.stack(made, axis=1)], axis=1)
+        return self._generate(input_ids if inputs is None else inputs, attention_mask, options)
 
     def stream(self, prompt: Any, **options: Any) -> Iterator[str]:
         """Pieces of the text that follows a prompt (text, or one row of ids), as soon as they are certain."""
-        chosen = GenerationOptions.resolve(self.defaults, options)
-        row = self._encode(prompt) if isinstance(prompt, str) else prompt
-        ids, kept = as_batch(row, None, chosen.padding, self.vocab_size)
-        if len(ids) != 1:
-            raise InputError(f"stream takes one prompt, not {len(ids)}; call it for each")
-        text = TextPieces(self.tokenizer, chosen.stops)
-        return self._pieces(ids, kept, chosen, text)
+        return self._stream(self._encode(prompt) if isinstance(prompt, str) else prompt, options)
 
-    def _pieces(self, ids: np.ndarray, kept: np.ndarray, options: GenerationOptions, text: TextPieces) -> Iterator[str]:
-        for _ in self._tokens(ids, kept, options, [text]):
-            piece = text.take()
-            if piece:
-                yield piece
+    def _batch(
+        self, rows: Any, attention_mask: Any, options: GenerationOptions
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        ids, kept = as_batch(rows, attention_mask, options.padding, self.vocab_size)
+        return ids, kept, ids
 
     def _tokens(
         self, ids: np.ndarray, kept: np.ndarray, options: GenerationOptions, texts: list[TextPieces]
@@ -126,7 +98,3 @@ class OnnxModel:
             raise InputError(
                 f"{prompt} are more than the context of {self.context}; shorten the prompt or lower max_new_tokens"
             )
-
-    def _encode(self, prompt: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(prompt).ids
-        return ids

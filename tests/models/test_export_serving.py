@@ -124,6 +124,16 @@ def test_text_is_what_the_stream_gives_in_pieces(model: HybridForCausalLM, serve
     assert served.generate("ab", max_new_tokens=9) == served.tokenizer.decode(greedy[0, 2:].tolist())
 
 
+def test_a_mask_counts_for_text_as_it_does_for_ids(served: OnnxModel) -> None:
+    kept = {"max_new_tokens": 12, "eos_token_id": None}
+    assert served.generate("zab", [0, 1, 1], **kept) == served.generate("ab", **kept) != served.generate("zab", **kept)
+    assert served.generate(["zab"], attention_mask=np.array([[0, 1, 1]]), **kept) == [served.generate("ab", **kept)]
+    ids = [list(b"zab"), list(b"xyz")]
+    mask = [[0, 1, 1], [1, 1, 1]]
+    rows = served.generate([[*row] for row in ids], mask, **kept)
+    np.testing.assert_array_equal(rows[0, 3:], served.generate(ids[0][1:], **kept)[0, 2:])
+
+
 def test_a_stop_string_ends_the_text_before_it(served: OnnxModel) -> None:
     options: dict[str, Any] = {"max_new_tokens": 60, "do_sample": True, "seed": 2, "eos_token_id": None}
     text = served.generate("x", **options)
@@ -238,6 +248,9 @@ def test_bad_input_is_an_error_with_value_and_remedy(served: OnnxModel) -> None:
         (lambda: served.forward([1] * 129), "129 tokens are more than the context of 128"),
         (lambda: served.forward([[1], [2]], state=state), "the state is of 1 rows, and input_ids has 2"),
         (lambda: served.forward([1, 2], [1]), r"attention_mask has shape \(1, 1\); expected that of the ids, \(1, 2\)"),
+        (lambda: served.generate("ab", attention_mask=[1]), r"attention_mask has shape \(1, 1\); expected .* \(1, 2\)"),
+        (lambda: served.generate(["a", "bc"], [[1, 1]] * 2), "mask is for rows of one length, not 1 and 2"),
+        (lambda: served.generate([[1], [2, 3]], [[1, 1]] * 2), "mask is for rows of one length, not 1 and 2"),
         (lambda: served.forward([1, 2], keep=3), "keep=3 must be from 1 to the 2 tokens"),
         (lambda: served.generate([1], num_beams=4), "num_beams=4: an exported model decodes one beam"),
         (lambda: served.generate([1], tempeature=1), "generate does not know tempeature; it takes max_new_tokens"),
