@@ -10,13 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from neural_layers.cli.generation_options import (
-    add_choice_options,
-    generation_arguments,
-    load_assistant,
-    seed_sampling,
-)
-from neural_layers.errors import InputError, require
+from neural_layers.cli.generation_options import add_choice_options, generation_arguments, open_model
+from neural_layers.errors import InputError
 
 _HELP = """\
 /undo   take the last turn back
@@ -44,18 +39,9 @@ def add(subcommands: Any) -> None:
 def run_chat(options: argparse.Namespace) -> int:
     """Read lines and answer them until they end."""
     arguments = generation_arguments(options)
-    require("transformers", extra="models")
-    from transformers.utils import logging
-
+    model, tokenizer = open_model(options, arguments)
     from neural_layers.models.generation import ChatSession
-    from neural_layers.models.loading import load_language_model
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    model, tokenizer = load_language_model(options.model)
-    if options.assistant is not None:
-        arguments["assistant_model"] = load_assistant(options.assistant, tokenizer)
-    seed_sampling(options.seed, arguments, model)
     session = ChatSession(model, tokenizer, system=options.system, **arguments)
     is_terminal = sys.stdin.isatty()
     if is_terminal:

@@ -6,12 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from neural_layers.cli.generation_options import (
-    add_choice_options,
-    generation_arguments,
-    load_assistant,
-    seed_sampling,
-)
+from neural_layers.cli.generation_options import add_choice_options, generation_arguments, open_model
+from neural_layers.errors import InputError
 
 
 def add(subcommands: Any) -> None:
@@ -35,22 +31,11 @@ def add(subcommands: Any) -> None:
 
 def run_generate(options: argparse.Namespace) -> int:
     """Load, generate, print the text, and its speed on standard error."""
-    from neural_layers.errors import InputError, require
-
     arguments = generation_arguments(options)
     prompt = _prompt(options.prompt)
-    require("transformers", extra="models")
-    from transformers.utils import logging
-
+    model, tokenizer = open_model(options, arguments)
     from neural_layers.models.generation.prompts import checked_ids, prompt_ids
-    from neural_layers.models.loading import load_language_model
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    model, tokenizer = load_language_model(options.model)
-    if options.assistant is not None:
-        arguments["assistant_model"] = load_assistant(options.assistant, tokenizer)
-    seed_sampling(options.seed, arguments, model)
     ids = prompt_ids(tokenizer, prompt)
     checked_ids(model.config, ids, options.max_new_tokens)
     arguments.setdefault("max_new_tokens", min(128, model.config.max_position_embeddings - len(ids)))
@@ -68,8 +53,6 @@ def run_generate(options: argparse.Namespace) -> int:
 
 
 def _prompt(given: str) -> str:
-    from neural_layers.errors import InputError
-
     if given != "-":
         return given
     try:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from neural_layers.errors import InputError
+from neural_layers.errors import InputError, require
 
 # option: (argument of `generate`, lowest value, highest value, whether the ends belong to the range)
 _RANGES: dict[str, tuple[str, float, float, bool]] = {
@@ -75,7 +75,27 @@ def generation_arguments(options: argparse.Namespace) -> dict[str, Any]:
     return arguments
 
 
-def load_assistant(folder: Path, tokenizer: Any) -> Any:
+def open_model(options: argparse.Namespace, arguments: dict[str, Any]) -> tuple[Any, Any]:
+    """The model of MODEL_DIR and its tokenizer, loaded without a word; the assistant joins `arguments`, and sampling is
+    seeded, as the options say.
+
+    Raises InputError for folders that do not fit, and ImportError without the extra `models`.
+    """
+    require("transformers", extra="models")
+    from transformers.utils import logging
+
+    from neural_layers.models.loading import load_language_model
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    model, tokenizer = load_language_model(options.model)
+    if options.assistant is not None:
+        arguments["assistant_model"] = _load_assistant(options.assistant, tokenizer)
+    _seed_sampling(options.seed, arguments, model)
+    return model, tokenizer
+
+
+def _load_assistant(folder: Path, tokenizer: Any) -> Any:
     """The model in `folder`. Raises InputError unless its tokenizer has the vocabulary of `tokenizer`."""
     from neural_layers.models.loading import load_language_model
 
@@ -88,7 +108,7 @@ def load_assistant(folder: Path, tokenizer: Any) -> Any:
     return assistant
 
 
-def seed_sampling(seed: int | None, arguments: dict[str, Any], model: Any) -> None:
+def _seed_sampling(seed: int | None, arguments: dict[str, Any], model: Any) -> None:
     """Seed the random state. Raises InputError where nothing is drawn."""
     if seed is None:
         return
