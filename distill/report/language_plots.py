@@ -43,13 +43,7 @@ def positions_plot(evaluations: dict[str, Path]) -> "Figure":
     for name, path in evaluations.items():
         rows = json.loads(path.read_text())["loss_by_position"]
         lines[name] = [row["first"] for row in rows], [row["loss"] for row in rows]
-    with styled_figure(3.5, rows=1) as (figure, (axes,)):
-        axes.set_xscale("log", base=2)
-        _lines(axes, lines)
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.set_xlabel("tokens of the document before (at least)")
-        axes.set_ylabel("loss")
-        return figure
+    return _over_counts(lines, "tokens of the document before (at least)", "loss")
 
 
 def contexts_plot(evaluations: dict[str, Path]) -> "Figure":
@@ -59,12 +53,17 @@ def contexts_plot(evaluations: dict[str, Path]) -> "Figure":
         read = [json.loads(path.read_text()) for path in pattern.parent.glob(pattern.name)]
         found = sorted((one["context"], one["loss"]) for one in read)
         lines[name] = [context for context, _ in found], [loss for _, loss in found]
+    return _over_counts(lines, "context, tokens", "loss of the same tokens")
+
+
+def _over_counts(lines: dict[str, Line], xlabel: str, ylabel: str) -> "Figure":
+    """Lines over numbers of tokens, which double from one tick to the next."""
     with styled_figure(3.5, rows=1) as (figure, (axes,)):
         axes.set_xscale("log", base=2)
         _lines(axes, lines)
         axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.set_xlabel("context, tokens")
-        axes.set_ylabel("loss of the same tokens")
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
         return figure
 
 
