@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from neural_layers.distill.files import replacing, save_json
-from neural_layers.distill.recipes.language_model_checkpoint import (
+from neural_layers.distill.checkpoint import (
     Checkpoint,
     newest_checkpoint,
     remove_leftovers,

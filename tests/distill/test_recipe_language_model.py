@@ -16,9 +16,9 @@ pytest.importorskip("tensorboard", reason="tensorboard is not installed")
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neural_layers.distill.recipes import language_model as recipe
-from neural_layers.distill.recipes import language_model_checkpoint as checkpoints
+from neural_layers.distill import checkpoint as checkpoints
 from neural_layers.distill.recipes.language_model import train_language_model
-from neural_layers.distill.recipes.language_model_checkpoint import newest_checkpoint
+from neural_layers.distill.checkpoint import newest_checkpoint
 from neural_layers.distill.recipes.language_model_evaluation import EvaluationOptions, evaluate_language_model
 from neural_layers.distill.recipes.language_model_trainer import LanguageModelTrainer
 from tests.distill.language_runs import arguments, log_of, small_options, start, weights_of, write_corpus
@@ -103,7 +103,7 @@ def test_a_run_killed_half_way_ends_with_the_same_bits(finished, tmp_path) -> No
 
 KILLED_WHILE_SAVING = """
 import os, signal, sys
-import neural_layers.distill.recipes.language_model_checkpoint as checkpoints
+import neural_layers.distill.checkpoint as checkpoints
 real, calls = checkpoints.save_file, []
 def save_file(*args, **kwargs):
     calls.append(1)

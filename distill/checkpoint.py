@@ -10,10 +10,11 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -69,10 +70,11 @@ def write_checkpoint(
     optimizer: dict[str, Any],
     state: dict[str, Any],
     trainer_state: dict[str, Any],
+    others: Mapping[str, dict[str, Tensor]] = MappingProxyType({}),
 ) -> None:
     """Write a checkpoint to `folder`; while it is written, and after a kill, the folder does not exist.
 
-    weights: as in `save_model`. optimizer: its state dict, with whole tensors.
+    weights: as in `save_model`. optimizer: its state dict, with whole tensors. others: tensors of further files.
     """
     tensors = {
         f"{key}/{name}": value.contiguous()
@@ -83,6 +85,8 @@ def write_checkpoint(
         save_model(beside, model, weights)
         with disk_errors():
             save_file(tensors, beside / OPTIMIZER)
+            for name, content in others.items():
+                save_file(content, beside / name)
         save_json(beside / TRAINER_STATE, trainer_state)
         save_json(beside / STATE, {**state, "param_groups": optimizer["param_groups"]})
 

@@ -1,0 +1,218 @@
+"""A trainer whose runs can be cut off anywhere: the same batch for the same step, and checkpoints that hold it all."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import PreTrainedModel, Trainer, TrainerState
+
+from neural_layers.distill.checkpoint import (
+    TRAINER_STATE,
+    Checkpoint,
+    load_weights,
+    open_checkpoint,
+    random_state,
+    read_optimizer,
+    remove_old,
+    restore_random_state,
+    write_checkpoint,
+)
+
+Validate = Callable[[nn.Module, int], dict[str, float]]
+
+
+class Feed(Protocol):
+    """Training batches, the same ones for the same step however often the run was interrupted."""
+
+    def batches(self, step: int) -> Iterator[dict[str, Tensor]]:
+        """The batches of this process from optimiser step `step` (counted from 0) on, without end."""
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs besides the step; JSON."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue behind the last batch that was given out when `state` was called."""
+
+
+class ExactTrainer(Trainer):
+    """A `transformers.Trainer` with batches from a feed, validation of our own, and checkpoints without pickles.
+
+    feed:     gives the batches, instead of a dataset
+    validate: `validate(model, step) → metrics`; None for none. They appear as `eval_<name>` to logs and callbacks.
+    keep:     how many checkpoints stay
+
+    A run that is continued from any of its checkpoints (`train(resume_from_checkpoint=…)`) ends with the same bits.
+    Raises FloatingPointError where a loss or a gradient is not finite, before the weights are touched: the last
+    checkpoint stays good. Needs `max_steps` and `ignore_data_skip` in the arguments.
+    """
+
+    model: PreTrainedModel
+
+    def __init__(self, *, feed: Feed, validate: Validate | None, keep: int = 2, **kwargs: Any) -> None:
+        dataset: Any = _FeedDataset(feed, lambda: self.state.global_step)
+        super().__init__(train_dataset=dataset, eval_dataset=dataset, **kwargs)
+        if self.args.max_steps < 1 or not self.args.ignore_data_skip:
+            raise ValueError(
+                f"max_steps={self.args.max_steps}, ignore_data_skip={self.args.ignore_data_skip}: a feed has no end and "
+                "finds its own place; set max_steps to at least 1, and ignore_data_skip=True"
+            )
+        self.feed, self.validate, self.keep = feed, validate, keep
+        # So that Trainer counts the labels of all accumulated batches, by which the loss is then divided.
+        self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
+        self._checkpoint: Checkpoint | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoints are."""
+        return Path(self.args.output_dir or ".")
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        # Without workers nothing is read ahead; with a generator of its own no random number of the run is drawn.
+        dataset: Any = self.train_dataset
+        return DataLoader(dataset, batch_size=None, generator=torch.Generator())
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        # Matrices alone: no biases, norms, Δ biases and skip connections, and not the decay rates A of a recurrence.
+        return [n for n, p in model.named_parameters() if p.ndim >= 2 and not n.endswith("A_log")]
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self._refuse_infinite("loss", loss.item())
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # In float16 an overflow is the scaler's business: it leaves the step out and scales less.
+        if not self.args.fp16:
+            self._refuse_infinite("norm of the gradient", float(norm))
+        return norm
+
+    def _refuse_infinite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            last = self.folder if list(self.folder.glob("checkpoint-*")) else None
+            kept = f"the last checkpoint in {last} is kept" if last else "no checkpoint was written yet"
+            raise FloatingPointError(
+                f"the {what} is {value} at step {self.state.global_step + 1} (batch {self.state.global_step}); {kept}; "
+                "train with a lower learning rate, a longer warmup or a smaller clipping norm"
+            )
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        was_training = self.model.training
+        self.model.eval()
+        metrics = {f"eval_{name}": value for name, value in self._validated().items()}
+        self.model.train(was_training)
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _validated(self) -> dict[str, float]:
+        """The metrics of the model as it is, the same on every process."""
+        assert self.validate is not None  # Trainer evaluates only where eval_strategy asks for it
+        return self.validate(self.model, self.state.global_step)
+
+    def validations(self, metric: str) -> list[tuple[int, float]]:
+        """The step and the metric of every validation so far, those before a resume included."""
+        key = f"eval_{metric}"
+        return [(int(entry["step"]), entry[key]) for entry in self.state.log_history if key in entry]
+
+    def best_step(self) -> int | None:
+        """The step whose checkpoint is kept however old it is; None for none."""
+        return None
+
+    def _own_state(self) -> dict[str, Any]:
+        """What each process keeps of itself in a checkpoint; JSON."""
+        return {"random": random_state(), "loss": self._tr_loss.item()}
+
+    def _shared_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps once; JSON."""
+        assert self.lr_scheduler is not None
+        scaler = getattr(self.accelerator, "scaler", None)
+        return {
+            "step": self.state.global_step,
+            "is_last": self.control.should_training_stop,
+            "schedule": self.lr_scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "logged": self._globalstep_last_logged,
+            "data": self.feed.state(),
+        }
+
+    def _tensors(self) -> tuple[dict[str, Tensor] | None, dict[str, Any], dict[str, dict[str, Tensor]]]:
+        """The weights (None for those of the model), the optimiser's state, and the tensors of further files."""
+        optimizer: Any = self.optimizer
+        return None, optimizer.state_dict(), {}
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # With several processes all take part: in gathering what is split, and each with its random state.
+        processes = gather_object([self._own_state()])
+        weights, optimizer, others = self._tensors()
+        if self.is_world_process_zero():
+            state = {**self._shared_state(), "processes": processes}
+            target = self.folder / f"checkpoint-{self.state.global_step}"
+            write_checkpoint(target, self.model, weights, optimizer, state, asdict(self.state), others)
+            remove_old(self.folder, self.keep, self.best_step())
+        self.accelerator.wait_for_everyone()
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        self._checkpoint = None
+        if resume_from_checkpoint is not None:
+            self._checkpoint = open_checkpoint(Path(resume_from_checkpoint))
+            if self._checkpoint is None:
+                raise ValueError(f"{resume_from_checkpoint} is no complete checkpoint")
+            self._load_weights(self._checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def restore_finished(self, checkpoint: Checkpoint) -> None:
+        """Take over a checkpoint that was the last of its training: there is nothing left to train."""
+        self._load_weights(checkpoint)
+        self.state = TrainerState.load_from_json(str(checkpoint.folder / TRAINER_STATE))
+
+    def _load_weights(self, checkpoint: Checkpoint) -> None:
+        load_weights(self.model, checkpoint.folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Done in `train`, before the model is wrapped."""
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        optimizer: Any = self.optimizer
+        optimizer.load_state_dict(state)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self._checkpoint is None:
+            return
+        self._load_optimizer(read_optimizer(self._checkpoint))
+        assert self.lr_scheduler is not None
+        self.lr_scheduler.load_state_dict(self._checkpoint.state["schedule"])
+        self.feed.restore(self._checkpoint.state["data"])
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        scaler = getattr(self.accelerator, "scaler", None)
+        if self._checkpoint is not None and scaler is not None and self._checkpoint.state["scaler"] is not None:
+            scaler.load_state_dict(self._checkpoint.state["scaler"])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        # Called right before the first step.
+        state = {"processes": []} if self._checkpoint is None else self._checkpoint.state
+        if self.args.process_index < len(state["processes"]):
+            own = state["processes"][self.args.process_index]
+            restore_random_state(own["random"])
+            # So that the next log tells the mean of all the steps since the last.
+            self._tr_loss += own["loss"]
+            self._globalstep_last_logged = state["logged"]
+            self._restore_own(own)
+
+    def _restore_own(self, own: dict[str, Any]) -> None:
+        """Take over what `_own_state` of this process held besides."""
+
+
+class _FeedDataset(IterableDataset[dict[str, Tensor]]):
+    def __init__(self, feed: Feed, step: Callable[[], int]) -> None:
+        self.feed, self.step = feed, step
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return self.feed.batches(self.step())
