@@ -59,8 +59,8 @@ class ExactTrainer(Trainer):
         super().__init__(train_dataset=dataset, eval_dataset=dataset, **kwargs)
         if self.args.max_steps < 1 or not self.args.ignore_data_skip:
             raise ValueError(
-                f"max_steps={self.args.max_steps}, ignore_data_skip={self.args.ignore_data_skip}: a feed has no end and "
-                "finds its own place; set max_steps to at least 1, and ignore_data_skip=True"
+                f"max_steps={self.args.max_steps}, ignore_data_skip={self.args.ignore_data_skip}: a feed has no end "
+                "and finds its place itself; set max_steps to at least 1, and ignore_data_skip=True"
             )
         self.feed, self.validate, self.keep = feed, validate, keep
         # So that Trainer counts the labels of all accumulated batches, by which the loss is then divided.

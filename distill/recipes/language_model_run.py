@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from neural_layers.distill.files import replacing, save_json
 from neural_layers.distill.checkpoint import (
     Checkpoint,
     newest_checkpoint,
@@ -13,6 +12,7 @@ from neural_layers.distill.checkpoint import (
     remove_newer,
     save_model,
 )
+from neural_layers.distill.files import replacing, save_json
 from neural_layers.distill.recipes.language_model_options import LanguageModelOptions
 from neural_layers.distill.run_folder import RunFolder
 from neural_layers.errors import InputError

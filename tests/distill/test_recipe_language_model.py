@@ -15,10 +15,10 @@ pytest.importorskip("tensorboard", reason="tensorboard is not installed")
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from neural_layers.distill.recipes import language_model as recipe
 from neural_layers.distill import checkpoint as checkpoints
-from neural_layers.distill.recipes.language_model import train_language_model
 from neural_layers.distill.checkpoint import newest_checkpoint
+from neural_layers.distill.recipes import language_model as recipe
+from neural_layers.distill.recipes.language_model import train_language_model
 from neural_layers.distill.recipes.language_model_evaluation import EvaluationOptions, evaluate_language_model
 from neural_layers.distill.recipes.language_model_trainer import LanguageModelTrainer
 from tests.distill.language_runs import arguments, log_of, small_options, start, weights_of, write_corpus
