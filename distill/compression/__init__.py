@@ -1,5 +1,21 @@
 """What becomes of a student that is made smaller: its quality, size, speed and memory in each form.
 
-`compress` makes the forms, `measure_compressed` measures them and puts them through the gate's threshold; `timing` has
-the clocks that reports use for every model.
+`check_variants` reads names, `compress` makes the forms, `measure_compressed` measures them and puts them through the
+gate's threshold; `timing` has the clocks that reports use for every model.
 """
+
+from neural_layers.distill.compression.compress import Compressed, compress, predictor
+from neural_layers.distill.compression.measure import Threshold, measure_compressed
+from neural_layers.distill.compression.packed import load_packed
+from neural_layers.distill.compression.variants import DESCRIPTIONS, check_variants
+
+__all__ = [
+    "DESCRIPTIONS",
+    "Compressed",
+    "Threshold",
+    "check_variants",
+    "compress",
+    "load_packed",
+    "measure_compressed",
+    "predictor",
+]

@@ -1,4 +1,4 @@
-"""How long models take: for one example at a time, and in batches. They take turns, so that a busy machine slows all."""
+"""How long models take: for one example at a time, and in batches. They take turns: a busy machine slows them all."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
