@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
+from neural_layers.distill.data.batches import IGNORED_LABEL
 from neural_layers.distill.files import replacing
-from neural_layers.distill.losses import DistillationLoss
+from neural_layers.distill.losses import DistillationLoss, Outputs
 from neural_layers.errors import InputError
 
 Validate = Callable[[nn.Module, int], dict[str, float]]
@@ -107,19 +108,13 @@ class DistillationTrainer(ValidatedTrainer):
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
         student_model: Any = self.model
         inputs["decoder_input_ids"] = student_model.prepare_decoder_input_ids_from_labels(labels)
-        wanted = {"output_hidden_states": self.loss.needs_hidden_states}
+        wanted = {"output_hidden_states": self.loss.needs_states}
         student, teacher = model(**inputs, **wanted), None
         if self.teacher is not None and self.loss.needs_teacher:
             with torch.no_grad(), self.accelerator.autocast():
                 teacher = self.teacher(**inputs, **wanted)
-        total, parts = self.loss(
-            student.logits,
-            labels,
-            None if teacher is None else teacher.logits,
-            _last_hidden(student),
-            _last_hidden(teacher),
-            num_items_in_batch,
-        )
+        seen = None if teacher is None else _seen(teacher, labels)
+        total, parts = self.loss(_seen(student, labels), labels, seen, num_items_in_batch)
         # The labels are counted over all processes, and DDP then averages the gradients over them.
         is_shared = num_items_in_batch is not None and self.args.average_tokens_across_devices
         scale = self.accelerator.num_processes if is_shared else 1
@@ -179,6 +174,7 @@ def check_vocabularies(teacher: PreTrainedModel, student: PreTrainedModel) -> No
         )
 
 
-def _last_hidden(output: Any) -> Tensor | None:
-    states = None if output is None else output.get("decoder_hidden_states", output.get("hidden_states"))
-    return None if states is None else states[-1]
+def _seen(output: Any, labels: Tensor) -> Outputs:
+    """What the loss sees: states of the decoder, where there are any, for the tokens that have a label."""
+    states = output.get("decoder_hidden_states", output.get("hidden_states"))
+    return Outputs(logits=output.logits, states=states, mask=labels != IGNORED_LABEL)

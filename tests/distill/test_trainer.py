@@ -10,7 +10,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 
 from transformers import TrainerCallback, TrainingArguments
 
-from neural_layers.distill.losses import DistillationLoss
+from neural_layers.distill.losses import DistillationLoss, Outputs, StateAlignment
 from neural_layers.distill.trainer import DistillationTrainer
 from neural_layers.errors import InputError
 from neural_layers.models.cvm import CVMConfig, CVMForConditionalGeneration
@@ -81,7 +81,8 @@ def test_loss_and_parts_are_those_of_the_formula(tmp_path) -> None:
     student, teacher, rows = copy.deepcopy(trainer.model), trainer.teacher, make_rows()
     trainer.train()
     batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-    total, parts = DistillationLoss()(student(**batch).logits, batch["labels"], teacher(**batch).logits)
+    ours, theirs = (Outputs(logits=model(**batch).logits) for model in (student, teacher))
+    total, parts = DistillationLoss()(ours, batch["labels"], theirs)
     logged = trainer.state.log_history[0]
     assert logged["loss"] == pytest.approx(total.item(), rel=1e-4)
     assert {k: logged[k] for k in parts} == pytest.approx({k: v.item() for k, v in parts.items()}, rel=1e-4)
@@ -90,18 +91,18 @@ def test_loss_and_parts_are_those_of_the_formula(tmp_path) -> None:
 def test_projection_is_trained_and_resumed(tmp_path) -> None:
     def build(**arguments) -> DistillationTrainer:
         torch.manual_seed(5)
-        loss = DistillationLoss(cosine=0.5, student_dim=8, teacher_dim=12)
+        loss = DistillationLoss(cosine=0.5, states=StateAlignment(student_dim=8, teacher_dim=12))
         saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
         return make_trainer(tmp_path, teacher=make_model(1, hidden=12), loss=loss, **{**saving, **arguments})
 
     whole = build()
-    initial = whole.loss.projection.weight.detach().clone()
+    initial = whole.loss.states.projections[0].weight.detach().clone()
     whole.train()
-    assert not torch.equal(whole.loss.projection.weight, initial)
+    assert not torch.equal(whole.loss.states.projections[0].weight, initial)
     assert "cosine" in whole.state.log_history[0]
     resumed = build()
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert torch.equal(resumed.loss.projection.weight, whole.loss.projection.weight)
+    assert torch.equal(resumed.loss.states.projections[0].weight, whole.loss.states.projections[0].weight)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name
 
@@ -159,7 +160,7 @@ def test_a_loss_that_needs_a_teacher_is_refused_without_one(tmp_path) -> None:
 
 
 def test_projection_is_clipped_together_with_the_model(tmp_path) -> None:
-    loss = DistillationLoss(cosine=0.5, student_dim=8, teacher_dim=12)
+    loss = DistillationLoss(cosine=0.5, states=StateAlignment(student_dim=8, teacher_dim=12))
     trainer = make_trainer(tmp_path, teacher=make_model(1, hidden=12), loss=loss, max_steps=1, max_grad_norm=1e-6)
     norms = []
 
@@ -192,7 +193,7 @@ def test_logged_parts_add_up_to_the_loss_where_the_last_accumulation_is_short(tm
 # The step is skipped on purpose, so the scheduler comes first.
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_gradients_of_a_step_that_was_skipped_do_not_stay_in_the_projection(tmp_path) -> None:
-    loss = DistillationLoss(cosine=0.5, student_dim=8, teacher_dim=12)
+    loss = DistillationLoss(cosine=0.5, states=StateAlignment(student_dim=8, teacher_dim=12))
     trainer = make_trainer(tmp_path, teacher=make_model(1, hidden=12), loss=loss, max_steps=3, max_grad_norm=0.0)
     seen = []
 
@@ -200,7 +201,7 @@ def test_gradients_of_a_step_that_was_skipped_do_not_stay_in_the_projection(tmp_
         """As a gradient scaler does after an overflow: the gradients are spoiled and the step does not happen."""
 
         def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
-            seen.append(loss.projection.weight.grad.isfinite().all().item())
+            seen.append(loss.states.projections[0].weight.grad.isfinite().all().item())
             if state.global_step == 0:
                 for p in [*trainer.model.parameters(), *loss.parameters()]:
                     p.grad = None if p.grad is None else torch.full_like(p.grad, math.inf)
