@@ -1,6 +1,23 @@
-"""Validation by translating."""
+"""Validation: scores, their comparison by the paired bootstrap, and where the errors are."""
 
-from neural_layers.distill.validation.metrics import Quality, translation_quality
-from neural_layers.distill.validation.translation import TranslationValidator, translate
+from neural_layers.distill.validation.bertscore import BertScore
+from neural_layers.distill.validation.bootstrap import Comparison, paired_bootstrap, ratio_interval
+from neural_layers.distill.validation.measures import Measure
+from neural_layers.distill.validation.metrics import Quality, TranslationScorer, translation_quality
+from neural_layers.distill.validation.recording import Resampling
+from neural_layers.distill.validation.translation import TranslationOptions, TranslationValidator, translate
 
-__all__ = ["Quality", "TranslationValidator", "translate", "translation_quality"]
+__all__ = [
+    "BertScore",
+    "Comparison",
+    "Measure",
+    "Quality",
+    "Resampling",
+    "TranslationOptions",
+    "TranslationScorer",
+    "TranslationValidator",
+    "paired_bootstrap",
+    "ratio_interval",
+    "translate",
+    "translation_quality",
+]

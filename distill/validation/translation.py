@@ -1,8 +1,9 @@
 """Translating sentences with a model, and validating it by that."""
 
-import time
+import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ from torch import nn
 
 from neural_layers.distill.data.pairs import SentencePair
 from neural_layers.distill.files import save_json
-from neural_layers.distill.validation.metrics import Quality, sentence_chrf, translation_quality
+from neural_layers.distill.validation.analysis import analyse, worst
+from neural_layers.distill.validation.bertscore import BertScore
+from neural_layers.distill.validation.measures import Measure
+from neural_layers.distill.validation.metrics import NO_BERTSCORE, TranslationScorer
+from neural_layers.distill.validation.recording import RecordingValidator, Resampling, digest, fingerprint
 
 
 @torch.no_grad()
@@ -45,11 +50,36 @@ def translate(
     return translations
 
 
-class TranslationValidator:
-    """Scores a model on sentence pairs and keeps each validation as `folder/step-N.json`.
+@dataclass(frozen=True)
+class TranslationOptions:
+    """How translations are scored and analysed.
 
-    Called as `validate(model, step)` it returns the model's scores. The file holds them, those of the teacher on the
-    same sentences (where one is given), their ratio, and the `worst` sentences by chrF.
+    language:     of the references; needed where it is written without spaces
+    encoder:      for BERTScore, which is left out without one
+    seen:         how often each word stands in the training sources (`words.word_counts`), for the analysis
+    rare_at_most: words seen so often or less are rare
+    worst:        how many of the worst sentences are shown
+    compared:     the metrics that are compared with earlier validations
+    resampling:   how
+    """
+
+    language: str | None = None
+    encoder: BertScore | None = None
+    seen: Mapping[str, int] | None = None
+    rare_at_most: int = 3
+    worst: int = 5
+    compared: tuple[str, ...] = ("bleu", "chrf")
+    resampling: Resampling = field(default_factory=Resampling)
+
+
+class TranslationValidator(RecordingValidator):
+    """Scores a model on sentence pairs, beside its teacher; keeps and compares validations as `RecordingValidator`.
+
+    The teacher translates once: `folder/teacher.json` keeps its translations, for runs that are taken up again, and is
+    used where the sentences, the teacher and the way of decoding are the same. Beside what every validation has, a file
+    holds the `analysis` of errors, the `worst` sentences side by side, and all `translations`.
+
+    Raises ValueError without pairs, InputError for a language whose words cannot be found.
     """
 
     def __init__(
@@ -60,47 +90,82 @@ class TranslationValidator:
         *,
         teacher: nn.Module | None = None,
         batch_size: int = 64,
-        worst: int = 5,
+        num_beams: int = 1,
+        options: TranslationOptions | None = None,
     ) -> None:
+        self.options = options or TranslationOptions()
         self.sources, self.references = [p.source for p in pairs], [p.target for p in pairs]
-        self.tokenizer, self.folder, self.teacher = tokenizer, folder, teacher
-        self.batch_size, self.worst = batch_size, worst
-        self.history: list[dict[str, float]] = []
-        self._teacher_quality: Quality | None = None
+        super().__init__(
+            folder, digest([*self.sources, *self.references]), self.options.compared, self.options.resampling
+        )
+        self.tokenizer, self.teacher, self.batch_size, self.num_beams = tokenizer, teacher, batch_size, num_beams
+        self.scorer = TranslationScorer(self.references, self.options.language, self.options.encoder)
+        self._teachers: tuple[list[str], dict[str, Measure]] | None = None
 
-    def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
-        started = time.perf_counter()
-        hypotheses = translate(model, self.tokenizer, self.sources, batch_size=self.batch_size)
-        scores = translation_quality(hypotheses, self.references).as_dict()
-        record: dict[str, Any] = {"step": step, "sentences": len(self.sources), "model": scores}
-        teacher = self._score_teacher()
-        if teacher is not None:
-            record["teacher"] = teacher.as_dict()
-            record["retention"] = {k: ratio(scores[k], record["teacher"][k]) for k in ("bleu", "chrf")}
-        record["worst"] = self._worst(hypotheses)
-        record["seconds"] = round(time.perf_counter() - started, 3)
-        save_json(self.folder / f"step-{step}.json", record)
-        self.history.append({"step": step, **scores})
-        return scores
+    def validate(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, Measure], dict[str, Measure] | None]:
+        translations = {"student": self._translate(model)}
+        measures = {"student": self.scorer.measures(translations["student"])}
+        if self.teacher is not None:
+            translations["teacher"], measures["teacher"] = self._teacher()
+        chrf = {name: found["chrf"] for name, found in measures.items()}
+        options, shown = self.options, (self.sources, self.references, translations, chrf)
+        details = {
+            "sentences": len(self.sources),
+            "bertscore": self._bertscore(),
+            "analysis": analyse(*shown, options.seen, options.rare_at_most),
+            "worst": worst(*shown, options.worst, by="student"),
+            **_kept(translations["student"], measures["student"]),
+        }
+        return details, measures["student"], measures.get("teacher")
 
-    def _score_teacher(self) -> Quality | None:
-        if self.teacher is not None and self._teacher_quality is None:
-            hypotheses = translate(self.teacher, self.tokenizer, self.sources, batch_size=self.batch_size)
-            self._teacher_quality = translation_quality(hypotheses, self.references)
-        return self._teacher_quality
+    def restore(self, record: dict[str, Any]) -> dict[str, Measure]:
+        return self.scorer.measures(record["translations"], record.get("bertscores"))
 
-    def _worst(self, hypotheses: list[str]) -> list[dict[str, Any]]:
-        scores = [sentence_chrf(h, r) for h, r in zip(hypotheses, self.references, strict=True)]
-        rows = sorted(range(len(scores)), key=scores.__getitem__)[: self.worst]
-        return [
-            {
-                "source": self.sources[i],
-                "reference": self.references[i],
-                "model": hypotheses[i],
-                "chrf": round(scores[i], 2),
+    def _translate(self, model: nn.Module) -> list[str]:
+        return translate(model, self.tokenizer, self.sources, batch_size=self.batch_size, num_beams=self.num_beams)
+
+    def _bertscore(self) -> Any:
+        encoder = self.options.encoder
+        return {"encoder": encoder.folder.name, "num_layers": encoder.num_layers} if encoder else NO_BERTSCORE
+
+    def _teacher(self) -> tuple[list[str], dict[str, Measure]]:
+        """The teacher's translations and their measures, out of its file where that has them."""
+        if self._teachers is None:
+            assert self.teacher is not None
+            path = self.folder / "teacher.json"
+            made_by = {
+                "data": self.data,
+                "teacher": fingerprint(self.teacher),
+                "num_beams": self.num_beams,
+                "bertscore": self._bertscore(),
             }
-            for i in rows
-        ]
+            kept = _read(path)
+            if any(kept.get(name) != value for name, value in made_by.items()):
+                translations = self._translate(self.teacher)
+                measures = self.scorer.measures(translations)
+                kept = made_by | _kept(translations, measures)
+                save_json(path, kept)
+            else:
+                measures = self.scorer.measures(kept["translations"], kept.get("bertscores"))
+            self._teachers = kept["translations"], measures
+        return self._teachers
+
+
+def _kept(translations: list[str], measures: dict[str, Measure]) -> dict[str, Any]:
+    """What restores the measures: the translations, and the scores that need another model."""
+    kept: dict[str, Any] = {"translations": translations}
+    if "bertscore" in measures:
+        kept["bertscores"] = measures["bertscore"].per_example().tolist()
+    return kept
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The object in a file; an empty one where there is none, or it is broken."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def ratio(student: float, teacher: float) -> float | None:

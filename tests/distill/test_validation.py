@@ -9,7 +9,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 
 from neural_layers.distill.data.pairs import SentencePair
 from neural_layers.distill.data.tokenizer import train_tokenizer
-from neural_layers.distill.validation import TranslationValidator, translate, translation_quality
+from neural_layers.distill.validation import TranslationOptions, TranslationValidator, translate, translation_quality
 from neural_layers.models.cvm import CVMConfig, CVMForConditionalGeneration
 
 PAIRS = [
@@ -73,7 +73,7 @@ def test_validator_keeps_each_validation_and_scores_the_teacher_once(model, toke
     calls, right = [], module.translate
     monkeypatch.setattr(module, "translate", lambda *args, **kwargs: (calls.append(args[0]), right(*args, **kwargs))[1])
     teacher = CVMForConditionalGeneration(model.config).eval()
-    validate = TranslationValidator(PAIRS, tokenizer, tmp_path, teacher=teacher, worst=2)
+    validate = TranslationValidator(PAIRS, tokenizer, tmp_path, teacher=teacher, options=TranslationOptions(worst=2))
     for step in (5, 10):
         scores = validate(model, step)
         record = json.loads((tmp_path / f"step-{step}.json").read_text())
