@@ -6,6 +6,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,15 @@ def read_file(path: Path, options: ReadingOptions) -> Iterator[Piece]:
     if kind is None:
         raise TextError(f"{path}: the name ends in none of {', '.join(SUFFIXES)} (each also .gz); rename the file")
     readers = {".txt": _read_txt, ".json": _read_json, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    try:
+    with told_as_text_errors(path):
         yield from readers[kind](path, options)
+
+
+@contextmanager
+def told_as_text_errors(path: Path) -> Iterator[None]:
+    """What goes wrong with the file itself inside the block (missing, broken, truncated) becomes a TextError."""
+    try:
+        yield
     except OSError as error:
         if isinstance(error, gzip.BadGzipFile):
             raise TextError(f"{path}: broken gzip file ({error}); copy it again, or drop .gz") from error
@@ -82,7 +90,8 @@ def _kind(path: Path) -> str | None:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
 
 
-def _open(path: Path) -> Any:
+def open_bytes(path: Path) -> Any:
+    """The file in bytes, unpacked where its name ends in .gz."""
     return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
 
 
@@ -95,7 +104,7 @@ def _read_txt(path: Path, options: ReadingOptions) -> Iterator[Piece]:
 def _decoded(path: Path) -> Iterator[str]:
     # utf-8-sig drops a byte order mark at the start of the file alone.
     decoder, read = codecs.getincrementaldecoder("utf-8-sig")(), 0
-    with _open(path) as file:
+    with open_bytes(path) as file:
         while True:
             chunk = file.read(_CHUNK)
             pending = len(decoder.getstate()[0])
@@ -110,24 +119,25 @@ def _decoded(path: Path) -> Iterator[str]:
 
 
 def _read_jsonl(path: Path, options: ReadingOptions) -> Iterator[Piece]:
-    with _open(path) as file:
+    with open_bytes(path) as file:
         for number, line in enumerate(file, start=1):
             where = f"{path}: line {number}"
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if line.strip():
-                yield from whole(row_text(_parsed(line, where), where, options))
+                yield from whole(row_text(parse_json(line, where), where, options))
 
 
 def _read_json(path: Path, options: ReadingOptions) -> Iterator[Piece]:
-    with _open(path) as file:
+    with open_bytes(path) as file:
         content = file.read().removeprefix(codecs.BOM_UTF8)
-    parsed = _parsed(content, str(path))
+    parsed = parse_json(content, str(path))
     for number, row in enumerate(parsed if isinstance(parsed, list) else [parsed], start=1):
         yield from whole(row_text(row, f"{path}: row {number}", options))
 
 
-def _parsed(content: bytes, where: str) -> Any:
+def parse_json(content: bytes, where: str) -> Any:
+    """The content as JSON. Raises TextError with the place for what is none."""
     try:
         return json.loads(content)
     except UnicodeDecodeError as error:
@@ -142,7 +152,7 @@ def _read_parquet(path: Path, options: ReadingOptions) -> Iterator[Piece]:
     import pyarrow.parquet
 
     field = options.text_field
-    with _open(path) as file:
+    with open_bytes(path) as file:
         # Parquet is read from its end: a compressed one is unpacked into memory first.
         source = io.BytesIO(file.read()) if path.name.lower().endswith(".gz") else file
         try:
