@@ -2,6 +2,7 @@
 
 from neural_layers.distill.validation.bertscore import BertScore
 from neural_layers.distill.validation.bootstrap import Comparison, paired_bootstrap, ratio_interval
+from neural_layers.distill.validation.classification import ClassificationOptions, ClassificationValidator
 from neural_layers.distill.validation.measures import Measure
 from neural_layers.distill.validation.metrics import Quality, TranslationScorer, translation_quality
 from neural_layers.distill.validation.recording import Resampling
@@ -9,6 +10,8 @@ from neural_layers.distill.validation.translation import TranslationOptions, Tra
 
 __all__ = [
     "BertScore",
+    "ClassificationOptions",
+    "ClassificationValidator",
     "Comparison",
     "Measure",
     "Quality",

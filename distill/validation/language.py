@@ -1,5 +1,6 @@
 """How well a language model predicts a text: loss, perplexity, bits per byte, loss by position."""
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from neural_layers.distill.files import save_json
 from neural_layers.distill.text.packing import IGNORED, Packed, pack
 from neural_layers.distill.text.sampling import collate
 from neural_layers.distill.text.store import TokenStore
+from neural_layers.distill.validation.measures import Array, Measure, quotient
+from neural_layers.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,8 @@ class LanguageValidator:
     device:     where the batches go
     rank, world: the process, and how many share the work
     folder:     where `step-<n>.json` is written with the metrics; None for nowhere
+
+    measures: of the last call: `loss`, of whose examples each is a batch of windows
     """
 
     def __init__(
@@ -152,28 +157,48 @@ class LanguageValidator:
     ) -> None:
         self.store, self.context, self.batch, self.vocab_size = store, context, batch, vocab_size
         self.device, self.rank, self.world, self.folder = device, rank, world, folder
+        self.measures: dict[str, Measure] = {}
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
-        total, rounds = torch.zeros(2, dtype=torch.float64), 0
+        sums: list[Tensor] = []
         own: dict[str, Tensor] = {}
         for number, inputs in enumerate(batched(windows(self.store, self.context), self.batch)):
-            rounds = number + 1
+            sums.append(torch.zeros(2, dtype=torch.float64))
             if number % self.world == self.rank:
                 own = inputs
-                total += self._sums(model, inputs)
+                sums[-1] = self._sums(model, inputs)
+        rounds = len(sums)
         if self.world > 1 and rounds % self.world and self.rank >= rounds % self.world:
             # Where parameters are split over the processes, all of them must call the model equally often.
             self._sums(model, own or inputs)
+        each = torch.stack(sums)
         if self.world > 1:
-            total = total.to(self.device)
-            torch.distributed.all_reduce(total)
-        nats, predicted = total.tolist()
+            each = each.to(self.device)
+            torch.distributed.all_reduce(each)
+        nats, predicted = each.sum(dim=0).tolist()
         score = TextScore(nats, int(predicted), len(self.store.starts), self.store.text_bytes, self.vocab_size)
         metrics = score.metrics()
         if self.folder is not None:
-            save_json(self.folder / f"step-{step}.json", {"step": step, **metrics})
+            save_json(self.folder / f"step-{step}.json", {"step": step, **metrics, "batches": each.tolist()})
+        self.measures = _measures(each.cpu().numpy())
         return metrics
+
+    def load(self, step: int) -> dict[str, Measure]:
+        """The measures of an earlier step, out of its file.
+
+        Raises InputError where that is missing or broken, ValueError where validations are kept nowhere.
+        """
+        if self.folder is None:
+            raise ValueError(f"no validation of step {step}: they are kept nowhere; give a folder")
+        path = self.folder / f"step-{step}.json"
+        try:
+            return _measures(np.array(json.loads(path.read_text(encoding="utf-8"))["batches"], dtype=np.float64))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: no validation to compare with ({error}); validate that step again") from error
+
+    def set_best(self, step: int | None) -> None:
+        """Which step counts as the best; nothing is compared with it here."""
 
     def _sums(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
@@ -182,3 +207,8 @@ class LanguageValidator:
             inputs["labels"] = inputs["input_ids"]
         loss = model(**inputs, skip_logits=True).loss.double().item()
         return torch.tensor([loss * counted if counted else 0.0, counted], dtype=torch.float64)
+
+
+def _measures(batches: Array) -> dict[str, Measure]:
+    """Of (batches, 2): the sum of −ln p of each, and over how many tokens."""
+    return {"loss": Measure("loss", batches, quotient, higher_is_better=False)}

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,15 @@ class RecordingValidator(ABC):
             )
         return record
 
+    def teacher_record(self, made_by: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `folder/teacher.json` holds where `made_by` stands in it; else what `make` returns, which is saved."""
+        path = self.folder / "teacher.json"
+        kept = _read(path)
+        if any(kept.get(name) != value for name, value in made_by.items()):
+            kept = made_by | make()
+            save_json(path, kept)
+        return kept
+
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step}.json"
 
@@ -126,6 +135,15 @@ class RecordingValidator(ABC):
         earlier, options = self.load(step), asdict(self.resampling)
         comparisons = {name: paired_bootstrap(measures[name], earlier[name], **options) for name in self.compared}
         return {"step": step, **{name: rounded(found.as_dict()) for name, found in comparisons.items()}}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The object in a file; an empty one where there is none, or it is broken."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def scores(measures: Mapping[str, Measure]) -> dict[str, float]:

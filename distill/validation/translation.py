@@ -1,6 +1,5 @@
 """Translating sentences with a model, and validating it by that."""
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ import torch
 from torch import nn
 
 from neural_layers.distill.data.pairs import SentencePair
-from neural_layers.distill.files import save_json
 from neural_layers.distill.validation.analysis import analyse, worst
 from neural_layers.distill.validation.bertscore import BertScore
 from neural_layers.distill.validation.measures import Measure
@@ -106,7 +104,7 @@ class TranslationValidator(RecordingValidator):
         translations = {"student": self._translate(model)}
         measures = {"student": self.scorer.measures(translations["student"])}
         if self.teacher is not None:
-            translations["teacher"], measures["teacher"] = self._teacher()
+            translations["teacher"], measures["teacher"] = self._teacher(self.teacher)
         chrf = {name: found["chrf"] for name, found in measures.items()}
         options, shown = self.options, (self.sources, self.references, translations, chrf)
         details = {
@@ -124,29 +122,25 @@ class TranslationValidator(RecordingValidator):
     def _translate(self, model: nn.Module) -> list[str]:
         return translate(model, self.tokenizer, self.sources, batch_size=self.batch_size, num_beams=self.num_beams)
 
+    def _translated(self, model: nn.Module) -> dict[str, Any]:
+        translations = self._translate(model)
+        return _kept(translations, self.scorer.measures(translations))
+
     def _bertscore(self) -> Any:
         encoder = self.options.encoder
-        return {"encoder": encoder.folder.name, "num_layers": encoder.num_layers} if encoder else NO_BERTSCORE
+        return {"encoder": str(encoder.folder), "num_layers": encoder.num_layers} if encoder else NO_BERTSCORE
 
-    def _teacher(self) -> tuple[list[str], dict[str, Measure]]:
+    def _teacher(self, teacher: nn.Module) -> tuple[list[str], dict[str, Measure]]:
         """The teacher's translations and their measures, out of its file where that has them."""
         if self._teachers is None:
-            assert self.teacher is not None
-            path = self.folder / "teacher.json"
             made_by = {
                 "data": self.data,
-                "teacher": fingerprint(self.teacher),
+                "teacher": fingerprint(teacher),
                 "num_beams": self.num_beams,
                 "bertscore": self._bertscore(),
             }
-            kept = _read(path)
-            if any(kept.get(name) != value for name, value in made_by.items()):
-                translations = self._translate(self.teacher)
-                measures = self.scorer.measures(translations)
-                kept = made_by | _kept(translations, measures)
-                save_json(path, kept)
-            else:
-                measures = self.scorer.measures(kept["translations"], kept.get("bertscores"))
+            kept = self.teacher_record(made_by, lambda: self._translated(teacher))
+            measures = self.scorer.measures(kept["translations"], kept.get("bertscores"))
             self._teachers = kept["translations"], measures
         return self._teachers
 
@@ -157,15 +151,6 @@ def _kept(translations: list[str], measures: dict[str, Measure]) -> dict[str, An
     if "bertscore" in measures:
         kept["bertscores"] = measures["bertscore"].per_example().tolist()
     return kept
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The object in a file; an empty one where there is none, or it is broken."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def ratio(student: float, teacher: float) -> float | None:
