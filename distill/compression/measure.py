@@ -8,8 +8,7 @@ from neural_layers.distill.compression.compress import BATCH, STUDENT, Compresse
 from neural_layers.distill.compression.timing import measure_latency, measure_throughput
 
 Predict = Callable[[Sequence[str]], Any]
-# Of these less is better or 1 is best; no share of them is kept or lost.
-NO_RATIO = ("ter", "loss", "calibration_error", "length_ratio")
+LOWER_IS_BETTER = ("ter", "loss", "calibration_error")
 
 
 @dataclass(frozen=True)
@@ -97,9 +96,16 @@ def _one(predict: Predict) -> Callable[[str], Any]:
 
 
 def _ratios(quality: Mapping[str, float], reference: Mapping[str, float]) -> dict[str, float | None]:
-    """Each score over the reference's, None where the reference is 0; without the metrics that no share is kept of."""
-    metrics = [metric for metric in quality if metric in reference and metric not in NO_RATIO]
-    return {m: quality[m] / reference[m] if reference[m] > 0 else None for m in metrics}
+    """How much of the reference's scores is kept: value ÷ reference, or reference ÷ value where lower is better, so
+    that less than 1 is a loss always. None where the divisor is 0. Scores of which 1 is best have no share."""
+    ratios: dict[str, float | None] = {}
+    for metric in quality:
+        if metric in reference and metric != "length_ratio":
+            above, below = quality[metric], reference[metric]
+            if metric in LOWER_IS_BETTER:
+                above, below = below, above
+            ratios[metric] = above / below if below > 0 else None
+    return ratios
 
 
 def _keeps(ratio: float | None, at_least: float) -> bool:

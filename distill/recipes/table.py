@@ -1,30 +1,85 @@
-"""The short table that a run ends with."""
+"""The short tables that a run ends with."""
 
 from typing import Any
 
+from neural_layers.distill.report.numbers import count, digits, megabytes, percent
+from neural_layers.distill.report.scores import gate_metric, is_translation, score_named
+
+_SHOWN = {True: ("bleu", "chrf", "ter", "exact_match"), False: ("accuracy", "macro_f1", "calibration_error")}
+_NONE = "–"
+
 
 def print_table(report: dict[str, Any]) -> None:
-    """Print the models of a report side by side, and what the student kept."""
+    """Print the models of a report side by side, its compressed forms, and what the student kept."""
     from rich.console import Console
+
+    console = Console(width=None if Console().is_terminal else 100)
+    console.print(_models(report))
+    if report.get("compression"):
+        console.print(_forms(report))
+    console.print(f"{_kept(report)}; {report['seconds']:.0f} s in all", highlight=False)
+
+
+def _scores(report: dict[str, Any]) -> list[str]:
+    """The gate's score and the usual ones, where the student has them."""
+    names = dict.fromkeys((gate_metric(report), *_SHOWN[is_translation(report)]))
+    return [name for name in names if name in report["models"]["student"]["quality"]]
+
+
+def _header(name: str) -> str:
+    shown = score_named(name)
+    return f"{shown.label}, %" if shown.scale == 100 else shown.label
+
+
+def _table(title: str, headings: list[str]) -> Any:
     from rich.table import Table
 
-    table = Table(title=f"{report['title']}: {report['data']['test']:,} test sentences")
-    for heading in ("model", "parameters", "BLEU", "chrF", "TER", "exact", "ms p50", "ms p95"):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
+    table = Table(title=title)
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if i else "left")
+    return table
+
+
+def _models(report: dict[str, Any]) -> Any:
+    examples, names = "sentences" if is_translation(report) else "texts", _scores(report)
+    headings = ["model", "parameters", *map(_header, names), "ms p50", "ms p95"]
+    table = _table(f"{report['title']}: {report['data']['test']:,} test {examples}", headings)
     for name, model in report["models"].items():
-        quality, latency = model["quality"], model["latency_ms"]
+        scores = [model["quality"].get(one) for one in names]
+        cells = [
+            _NONE if value is None else score_named(one).show(value) for one, value in zip(names, scores, strict=True)
+        ]
+        latency = model["latency_ms"]
+        table.add_row(name, count(model["parameters"]), *cells, digits(latency["p50"]), digits(latency["p95"]))
+    return table
+
+
+def _forms(report: dict[str, Any]) -> Any:
+    metric = gate_metric(report)
+    table = _table("Compressed forms", ["form", "", _header(metric), "kept, %", "MB", "ms p50", "ms p95", "ms p99"])
+    for entry in report["compression"]:
+        value, kept = (entry["quality"] or {}).get(metric), (entry["retention"] or {}).get(metric)
+        latency = entry["latency_ms"] or {}
         table.add_row(
-            name,
-            f"{model['parameters']:,}",
-            f"{quality['bleu']:.1f}",
-            f"{quality['chrf']:.1f}",
-            f"{quality['ter']:.1f}",
-            f"{quality['exact_match']:.1%}",
-            f"{latency['p50']:.1f}",
-            f"{latency['p95']:.1f}",
+            entry["variant"],
+            "passed" if entry["passed"] else "failed",
+            _NONE if value is None else score_named(metric).show(value),
+            _NONE if kept is None else percent(kept),
+            _NONE if entry["file_bytes"] is None else megabytes(entry["file_bytes"]),
+            *[_NONE if key not in latency else digits(latency[key]) for key in ("p50", "p95", "p99")],
         )
-    console = Console(width=None if Console().is_terminal else 100)
-    console.print(table)
-    kept = report["retention"]["bleu"]
-    said = "the teacher's BLEU is 0: nothing to keep" if kept is None else f"the student keeps {kept:.1%} of its BLEU"
-    console.print(f"{said}; {report['seconds']:.0f} s in all")
+    return table
+
+
+def _kept(report: dict[str, Any]) -> str:
+    label, kept = score_named(gate_metric(report)).label, report["retention"].get(gate_metric(report))
+    if kept is None:
+        said = f"the teacher's {label} is 0: nothing to keep"
+    else:
+        said = f"the student keeps {percent(kept)} % of the teacher's {label}"
+    gate = report.get("gate")
+    if not gate:
+        return said
+    number = len(report.get("rollbacks", []))
+    went_back = "1 rollback" if number == 1 else f"{number} rollbacks"
+    return f"{said}: {'passed' if gate['passed'] else 'failed'} ({gate['min_retention']:.0%} asked for), {went_back}"

@@ -1,4 +1,4 @@
-"""The report of a distillation run: one page to read, one JSON file to compute with, three plots."""
+"""The report of a distillation run: one page to read, one JSON file to compute with, and the plots on the page."""
 
 from neural_layers.distill.report.page import render_report
 from neural_layers.distill.report.plots import cost_plot, loss_plot, quality_plot

@@ -44,7 +44,9 @@ def label_line_ends(axes: "Axes", ends: list[LineEnd]) -> None:
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
-    figure.draw_without_rendering()  # lays the axes out, so that their height is known
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)  # lays the axes out, so that their height is known
     to_axes = axes.transData + axes.transAxes.inverted()
     placed = sorted(((float(to_axes.transform((end.x, end.y))[1]), end) for end in ends), key=lambda pair: pair[0])
     size_points = 10.0

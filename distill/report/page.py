@@ -2,22 +2,36 @@
 
 from typing import Any
 
+from neural_layers.distill.report.costs import noun
+from neural_layers.distill.report.html_table import fact_table, flatten, text
 from neural_layers.distill.report.numbers import count, digits, duration
-from neural_layers.distill.report.plots import MAX_POINTS, cost_plot, loss_plot, quality_plot, teacher_line
+from neural_layers.distill.report.scores import gate_metric, is_translation, score_named
+from neural_layers.distill.report.sections import (
+    class_section,
+    compression_section,
+    cost_section,
+    error_section,
+    training_section,
+)
 from neural_layers.distill.report.style import CSS
-from neural_layers.distill.report.svg import inline_svg
-from neural_layers.distill.report.tables import example_table, fact_table, flatten, model_table, text
+from neural_layers.distill.report.tables import example_table, quality_table
 from neural_layers.distill.report.verdict import judge
 
 
 def render_report(report: dict[str, Any]) -> str:
     """The HTML page of a distillation report.
 
-    report: the contents of `report.json`, free of NaN. Lists may be empty, the baseline may be missing.
+    report: the contents of `report.json`, free of NaN. Lists may be empty; the baseline, the gate, rollbacks, the error
+    analysis, classes and compressed forms may be missing.
 
     Raises KeyError where a required entry is missing.
     """
     title = text(report["title"])
+    parts = [
+        _header(report), _quality(report), cost_section(report), training_section(report), error_section(report),
+        class_section(report), compression_section(report), _examples(report), _making(report),
+    ]  # fmt: skip
+    body = "\n".join(part for part in parts if part)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -29,18 +43,7 @@ def render_report(report: dict[str, Any]) -> str:
 </head>
 <body>
 <main>
-{_header(report)}
-<h2>Models</h2>
-{model_table(report["models"])}
-<p class="note">Quality is measured on the test set. BLEU, chrF and exact match: higher is better. TER: lower is better.
-1 MB is 1,000,000 bytes. p50 and p95: half and 95 % of the sentences take at most this long.</p>
-<h2>Plots</h2>
-{_plots(report)}
-<h2>Examples</h2>
-<p class="note">Worst: the test sentences whose student translation has the lowest chrF. Random: drawn by chance.</p>
-{example_table(report["examples"])}
-<h2>How this was made</h2>
-{_making(report)}
+{body}
 </main>
 </body>
 </html>
@@ -56,29 +59,32 @@ def _header(report: dict[str, Any]) -> str:
 {remarks}"""
 
 
-def _plots(report: dict[str, Any]) -> str:
-    line = f"Validation BLEU during training. Dashed: the teacher's BLEU on the {teacher_line(report)[1]} set."
-    if "baseline" in report["validation"]:
-        line += " Baseline: the same student trained without the teacher."
-    loss = f"Training loss; a run of more than {MAX_POINTS} logged steps is drawn as means of neighbours."
-    cost = "Size on disk and time for one sentence; the thin line reaches from p50 to p95."
-    figures = [
-        _figure("quality", "", inline_svg(quality_plot(report), "quality"), line),
-        _figure("loss", ' class="tall"', inline_svg(loss_plot(report), "loss"), loss),
-        _figure("cost", "", inline_svg(cost_plot(report), "cost"), cost),
-    ]
-    return '<div class="plots">\n' + "\n".join(figures) + "\n</div>"
+def _quality(report: dict[str, Any]) -> str:
+    interval = " The interval is that of the bootstrap." if report.get("retention_interval") else ""
+    return f"""<h2>Teacher and student</h2>
+{quality_table(report)}
+<p class="note">Measured on the test set. Higher is better but where it is said otherwise. Kept: the student's score as
+a share of the teacher's, or the teacher's of the student's where lower is better.{interval}</p>"""
 
 
-def _figure(name: str, attributes: str, svg: str, caption: str) -> str:
-    return f'<figure id="{name}"{attributes}>\n{svg}\n<figcaption>{text(caption)}</figcaption>\n</figure>'
+def _examples(report: dict[str, Any]) -> str:
+    if is_translation(report):
+        note = "Worst: the test sentences whose student translation has the lowest chrF."
+    else:
+        note = "Worst: the texts whose class the student holds least likely."
+    return f"""<h2>Examples</h2>
+<p class="note">{note} Random: drawn by chance.</p>
+{example_table(report)}"""
 
 
 def _making(report: dict[str, Any]) -> str:
     data = report["data"]
     facts = {
         "data": str(data["name"]),
-        "sentences for training, validation, test": " / ".join(count(data[key]) for key in ("train", "valid", "test")),
+        f"{noun(report)}s for training, validation, test": " / ".join(
+            count(data[k]) for k in ("train", "valid", "test")
+        ),
+        "judged by": score_named(gate_metric(report)).label,
         "preset": str(report["preset"]),
         "seed": str(report["seed"]),
         "whole run": f"{digits(report['seconds'])} s ({duration(report['seconds'])} h:mm:ss)",
@@ -86,9 +92,12 @@ def _making(report: dict[str, Any]) -> str:
         "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
     }
     hyperparameters = flatten(report["hyperparameters"])
-    return f"""<pre><code>{text(report["command"])}</code></pre>
+    gate = flatten(report.get("gate", {}))
+    gate_facts = f"<h3>Quality gate</h3>\n{fact_table(gate)}\n" if gate else ""
+    return f"""<h2>How this was made</h2>
+<pre><code>{text(report["command"])}</code></pre>
 {fact_table(facts)}
-<details>
+{gate_facts}<details>
 <summary>All hyperparameters ({len(hyperparameters)})</summary>
 {fact_table(hyperparameters)}
 </details>"""

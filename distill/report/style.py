@@ -51,6 +51,19 @@ thead th { vertical-align: bottom; font-size: .8rem; line-height: 1.3; color: va
 .numbers th[scope=row] { min-width: 7.5rem; overflow-wrap: normal; }
 .numbers th[scope=row] small { display: block; color: var(--muted); font-weight: 400; }
 .sentences thead th:not(:first-child):not(:last-child) { width: 21%; }
+h3 { font-size: 1rem; line-height: 1.3; margin: 1.75rem 0 .5rem; }
+.plain { margin: .4rem 0 1rem; padding-left: 1.25rem; max-width: 90ch; }
+.quality { max-width: 60rem; }
+.matrices { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 32rem), 1fr)); gap: 1.5rem; }
+.scroll { overflow-x: auto; min-width: 0; }
+.confusion { width: auto; font-size: .8rem; font-variant-numeric: tabular-nums; }
+.confusion caption { text-align: left; font-weight: 600; padding: .2rem 0 .4rem; }
+.confusion td, .confusion thead th {
+  text-align: center; padding: .3rem .35rem; min-width: 1.9rem; overflow-wrap: normal; }
+.confusion th[scope=row] { font-weight: 400; padding: .3rem .5rem .3rem 0; max-width: 12rem; overflow-wrap: anywhere; }
+.confusion tbody td { background: color-mix(in srgb, var(--student) calc(var(--share) * .35), transparent); }
+.confusion .right { font-weight: 700; outline: 1.5px solid var(--ink); outline-offset: -2px; }
+.confusion .none { color: var(--muted); }
 .kind { white-space: nowrap; }
 .kind.worst { font-weight: 600; color: var(--bad); }
 .plots { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1.25rem; align-items: start; }

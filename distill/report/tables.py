@@ -1,96 +1,144 @@
-"""The tables of the page. Everything that comes from data goes through `text`, which escapes it."""
+"""The tables of the page on quality, cost, compressed forms and examples."""
 
-import html
-import json
 from typing import Any
 
+from neural_layers.distill.report.costs import noun
+from neural_layers.distill.report.html_table import phrase, table, text
 from neural_layers.distill.report.numbers import count, digits, duration, megabytes, percent, score
+from neural_layers.distill.report.scores import gate_metric, is_translation, score_named, scores_of
 
-MODEL_HEADERS = (
-    "model", "parameters", "file size, MB", "memory, MB", "latency p50, ms per sentence",
-    "latency p95, ms per sentence", "BLEU", "chrF", "TER (lower is better)", "exact match, %", "training steps",
-    "training time, h:mm:ss",
-)  # fmt: skip
 MODEL_NOTES = {"teacher": "", "student": "", "baseline": "the same student trained without the teacher"}
 EXAMPLE_HEADERS = ("picked", "source", "reference", "teacher", "student", "student's chrF")
-KIND_NAMES = {"worst": "worst", "random": "random"}
+TEXT_HEADERS = ("picked", "text", "class", "teacher", "student", "student's confidence, %")
+UNKNOWN = "–"
 
 
-def text(value: object) -> str:
-    """The value as HTML text."""
-    return html.escape(str(value))
+def quality_table(report: dict[str, Any]) -> str:
+    """One row for each score on the test set: the models side by side, and what the student keeps of the teacher."""
+    models = {name: report["models"][name] for name in MODEL_NOTES if name in report["models"]}
+    retention, intervals = report["retention"], report.get("retention_interval", {})
+    headers = ["score", *models, "kept, %"] + ["kept: 95 % interval"] * bool(intervals)
+    rows = []
+    for name in scores_of([model["quality"] for model in models.values()], gate_metric(report)):
+        shown, kept, interval = score_named(name), retention.get(name), intervals.get(name)
+        values = [model["quality"].get(name) for model in models.values()]
+        cells = [UNKNOWN if value is None else shown.show(value) for value in values]
+        cells.append(UNKNOWN if kept is None else percent(kept))
+        if intervals:
+            cells.append(f"{percent(interval[0])} – {percent(interval[1])}" if interval else UNKNOWN)
+        rows.append([text(shown.header), *map(text, cells)])
+    return table("numbers cards quality", headers, rows)
 
 
-def model_table(models: dict[str, Any]) -> str:
-    """One row for each model: cost, quality on the test set, training."""
+def cost_table(report: dict[str, Any]) -> str:
+    """One row for each model: size, speed, training."""
+    one, models = noun(report), report["models"]
+    has_p99 = any("p99" in model["latency_ms"] for model in models.values())
+    has_throughput = any(model.get("throughput") is not None for model in models.values())
+    headers = [
+        "model", "parameters", "file size, MB", "memory, MB", f"latency p50, ms per {one}",
+        f"latency p95, ms per {one}", *[f"latency p99, ms per {one}"] * has_p99,
+        *[f"throughput, {one}s per second"] * has_throughput, "training steps", "training time, h:mm:ss",
+    ]  # fmt: skip
     rows = []
     for name, note in MODEL_NOTES.items():
         if name in models:
-            small = f"<small>{text(note)}</small>" if note else ""
-            rows.append([f"{text(name)}{small}", *map(text, _model_cells(models[name]))])
-    return _table("numbers cards", MODEL_HEADERS, rows)
+            model, small = models[name], f"<small>{text(note)}</small>" if note else ""
+            latency, training = model["latency_ms"], model["training"]
+            trained = ["given"] * 2 if training is None else [count(training["steps"]), duration(training["seconds"])]
+            cells = [count(model["parameters"]), megabytes(model["file_bytes"]), megabytes(model["memory_bytes"])]
+            cells += [digits(latency["p50"]), digits(latency["p95"])]
+            cells += [_maybe(latency.get("p99"))] * has_p99 + [_maybe(model.get("throughput"))] * has_throughput
+            rows.append([f"{text(name)}{small}", *map(text, [*cells, *trained])])
+    return table("numbers cards", headers, rows)
 
 
-def _model_cells(model: dict[str, Any]) -> list[str]:
-    latency, quality, training = model["latency_ms"], model["quality"], model["training"]
-    trained = ["given", "given"] if training is None else [count(training["steps"]), duration(training["seconds"])]
+def compression_table(report: dict[str, Any]) -> str:
+    """One row for each compressed form: quality, what it keeps, size, speed, and whether that is enough."""
+    metric, one = gate_metric(report), noun(report)
+    shown = score_named(metric)
+    headers = [
+        "form", "enough?", shown.header, "kept of the teacher, %", "kept of the student, %", "file size, MB",
+        "memory, MB", f"p50, ms per {one}", "p95, ms", "p99, ms", f"{one}s per second",
+    ]  # fmt: skip
+    rows = []
+    for entry in report["compression"]:
+        quality, latency = entry["quality"] or {}, entry["latency_ms"] or {}
+        kept = [(entry[key] or {}).get(metric) for key in ("retention", "kept")]
+        value = quality.get(metric)
+        small = f"<small>{text(entry['note'])}</small>" if entry.get("note") else ""
+        word = "passed" if entry["passed"] else "failed"
+        cells = [
+            f'<span class="{"kept" if entry["passed"] else "lost"}">{word}</span>',
+            UNKNOWN if value is None else text(shown.show(value)),
+            *[UNKNOWN if share is None else percent(share) for share in kept],
+            *[UNKNOWN if entry[key] is None else megabytes(entry[key]) for key in ("file_bytes", "memory_bytes")],
+            *[_maybe(latency.get(key)) for key in ("p50", "p95", "p99")],
+            _maybe(entry["throughput"]),
+        ]
+        rows.append([f"{text(entry['variant'])}{small}", *cells])
+    return table("numbers cards", headers, rows)
+
+
+def example_table(report: dict[str, Any]) -> str:
+    """Sentences with their translations, or texts with their classes; the worst first."""
+    examples = report["examples"]
+    if not examples:
+        return '<p class="note">No examples were kept.</p>'
+    translation, rows = is_translation(report), []
+    for example in sorted(examples, key=lambda one: one["kind"] != "worst"):
+        kind = text(example["kind"])
+        cells = _translations(example) if translation else _classes(example)
+        rows.append([f'<span class="kind {kind}">{kind}</span>', *cells])
+    return table("sentences cards", EXAMPLE_HEADERS if translation else TEXT_HEADERS, rows)
+
+
+def _translations(example: dict[str, Any]) -> list[str]:
+    sentences = [phrase(example[key]) for key in ("source", "reference", "teacher", "student")]
+    return [*sentences, text(score(example["student_chrf"]))]
+
+
+def _classes(example: dict[str, Any]) -> list[str]:
+    confidence = example.get("confidence")
+    named = [
+        UNKNOWN if example.get(name) is None
+        else text(example[name]) + " <em>(wrong)</em>" * (example[name] != example["label"])
+        for name in ("teacher", "student")
+    ]  # fmt: skip
     return [
-        count(model["parameters"]),
-        megabytes(model["file_bytes"]),
-        megabytes(model["memory_bytes"]),
-        digits(latency["p50"]),
-        digits(latency["p95"]),
-        score(quality["bleu"]),
-        score(quality["chrf"]),
-        score(quality["ter"]),
-        percent(quality["exact_match"]),
-        *trained,
+        phrase(example["text"]),
+        text(example["label"]),
+        *named,
+        UNKNOWN if confidence is None else percent(confidence),
     ]
 
 
-def example_table(examples: list[dict[str, Any]]) -> str:
-    """Sentences with their translations, the worst first."""
-    if not examples:
-        return '<p class="note">No examples were kept.</p>'
-    rows = []
-    for example in sorted(examples, key=lambda one: one["kind"] != "worst"):
-        kind = text(KIND_NAMES.get(example["kind"], example["kind"]))
-        sentences = [_sentence(example[key]) for key in ("source", "reference", "teacher", "student")]
-        rows.append([f'<span class="kind {kind}">{kind}</span>', *sentences, text(score(example["student_chrf"]))])
-    return _table("sentences cards", EXAMPLE_HEADERS, rows)
+def rare_table(rare: list[dict[str, Any]]) -> str:
+    """chrF on sentences by how rare their rarest tokens are."""
+    rows = [
+        [text(one["label"]), count(one["sentences"]), _score(one["teacher"]), _score(one["student"])] for one in rare
+    ]
+    return table("numbers", ["source tokens", "sentences", "teacher's chrF", "student's chrF"], rows)
 
 
-def _sentence(sentence: str) -> str:
-    # dir="auto": a sentence may be in a script that runs from right to left.
-    return f'<span dir="auto">{text(sentence)}</span>' if sentence.strip() else "<em>(empty)</em>"
+def fault_table(analysis: dict[str, Any]) -> str:
+    """The shares of translations that copy, repeat, or are empty."""
+    names = {"copies": "copies of the source", "repetitions": "repetitions", "empty": "empty translations"}
+    rows = [
+        [text(label), *[_share(analysis[key].get(model)) for model in ("teacher", "student")]]
+        for key, label in names.items()
+        if key in analysis
+    ]
+    return table("numbers", ["fault", "teacher, % of sentences", "student, % of sentences"], rows)
 
 
-def fact_table(facts: dict[str, str]) -> str:
-    """Names and values, one pair in a row."""
-    if not facts:
-        return '<p class="note">None were recorded.</p>'
-    rows = "".join(f'<tr><th scope="row">{text(k)}</th><td>{text(v)}</td></tr>' for k, v in facts.items())
-    return f'<table class="facts"><tbody>{rows}</tbody></table>'
+def _maybe(value: float | None) -> str:
+    return UNKNOWN if value is None else digits(value)
 
 
-def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted names with their values in words: {"a": {"b": None}} -> {"a.b": "null"}."""
-    flat: dict[str, str] = {}
-    for key, value in nested.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return flat
+def _score(value: float | None) -> str:
+    return UNKNOWN if value is None else score(value)
 
 
-def _table(classes: str, headers: tuple[str, ...], rows: list[list[str]]) -> str:
-    """A table of HTML cells. On a narrow page a row becomes a card, where `data-label` repeats the header."""
-    # The roles keep it a table for screen readers when CSS turns the rows into blocks.
-    head = "".join(f'<th scope="col">{text(header)}</th>' for header in headers)
-    body = ""
-    for first, *rest in rows:
-        cells = zip(headers[1:], rest, strict=True)
-        tds = "".join(f'<td role="cell" data-label="{text(header)}"><span>{cell}</span></td>' for header, cell in cells)
-        body += f'<tr role="row"><th role="rowheader" scope="row">{first}</th>{tds}</tr>\n'
-    return f'<table role="table" class="{classes}"><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>'
+def _share(value: float | None) -> str:
+    return UNKNOWN if value is None else percent(value)

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from neural_layers.distill.report.numbers import count, percent, score, times
+from neural_layers.distill.report.numbers import count, digits, percent, times
+from neural_layers.distill.report.scores import gate_metric, is_translation, score_named
 
-KEPT_FROM = 0.9  # of the teacher's BLEU
-WEAK_TEACHER_BLEU = 10.0
+KEPT_FROM = 0.9  # of the teacher's score, where the report names no other threshold
+WEAK_TEACHER = {"bleu": 10.0}
 
 
 @dataclass(frozen=True)
@@ -14,9 +15,9 @@ class Verdict:
     """The judgement on the student.
 
     sentence: one sentence for the top of the page
-    status:   `better`, `kept`, `lost`, or `unknown` where the teacher's BLEU is 0
+    status:   `better`, `kept`, `lost`, or `unknown` where the teacher's score is 0
     mark:     the status in words
-    remarks:  the sentences that put it into proportion: absolute scores, a weak teacher, the baseline
+    remarks:  the sentences that put it into proportion: absolute scores, a weak teacher, the baseline, the gate
     """
 
     sentence: str
@@ -26,32 +27,79 @@ class Verdict:
 
 
 def judge(report: dict[str, Any]) -> Verdict:
-    """The verdict on a report; quality counts as kept from `KEPT_FROM` of the teacher's BLEU on."""
-    teacher, student = report["models"]["teacher"], report["models"]["student"]
-    teacher_bleu, student_bleu = teacher["quality"]["bleu"], student["quality"]["bleu"]
-    kept = report["retention"]["bleu"]
-    cost = _cost_phrase(teacher["parameters"], student["parameters"])
-    threshold = f"the threshold is {KEPT_FROM:.0%} of the teacher's BLEU".replace("%", " %")
+    """The verdict on a report, by the score of its gate: quality counts as kept from `min_retention` of it on.
+
+    Reports without a gate are judged by BLEU or accuracy and `KEPT_FROM`. Where the gate found other scores to be lost,
+    quality is not kept, whatever the first score says.
+    """
+    metric, gate = gate_metric(report), report.get("gate", {})
+    shown, least = score_named(metric), gate.get("min_retention", KEPT_FROM)
+    teacher, student = (report["models"][name] for name in ("teacher", "student"))
+    taught, learned = teacher["quality"][metric], student["quality"][metric]
+    kept = report["retention"].get(metric)
+    threshold = f"the threshold is {_round(least)} % of the teacher's {shown.label}"
+    failed = [score_named(name).label for name in gate.get("failed", [])]
     if kept is None:
         status, mark = "unknown", "Quality kept: cannot be told"
         sentence = (
-            f"The teacher's BLEU is 0, so no share of it can be kept; the student reaches {score(student_bleu)} BLEU"
+            f"The teacher's {shown.label} is {digits(taught)}, so no share of it can be kept; "
+            f"the student reaches {_with_unit(metric, learned)}"
         )
     elif percent(kept) == "100.0":
         status, mark = "kept", f"Quality kept ({threshold})"
-        sentence = "The student matches the teacher's BLEU"
+        sentence = f"The student matches the teacher's {shown.label}"
     elif kept > 1:
         status, mark = "better", f"Quality kept and exceeded ({threshold})"
-        scores = f"{score(student_bleu)} against {score(teacher_bleu)} BLEU, {percent(kept)} %"
+        scores = f"{shown.show(learned)} against {_with_unit(metric, taught)}, {percent(kept)} %"
         sentence = f"The student is better than the teacher ({scores})"
-    elif kept >= KEPT_FROM:
+    elif kept >= least:
         status, mark = "kept", f"Quality kept ({threshold})"
-        sentence = f"The student keeps {percent(kept)} % of the teacher's BLEU"
+        sentence = f"The student keeps {percent(kept)} % of the teacher's {shown.label}"
     else:
         status, mark = "lost", f"Quality not kept ({threshold})"
         # 0.8996 must not read as the 90.0 % that it misses.
-        sentence = f"The student keeps only {percent(min(kept, KEPT_FROM - 1e-3))} % of the teacher's BLEU"
-    return Verdict(f"{sentence}{cost}.", status, mark, tuple(_remarks(report)))
+        sentence = f"The student keeps only {percent(min(kept, least - 1e-3))} % of the teacher's {shown.label}"
+    if failed and status not in ("lost", "unknown"):
+        status, mark = "lost", f"Quality not kept: {', '.join(failed)} ({threshold})"
+    cost = _cost_phrase(teacher["parameters"], student["parameters"])
+    return Verdict(f"{sentence}{cost}.", status, mark, (*_remarks(report, metric), *gate_remarks(report)))
+
+
+def gate_remarks(report: dict[str, Any]) -> list[str]:
+    """What the gate did while the student was trained, and what it says at the end; nothing without a gate."""
+    gate = report.get("gate")
+    if not gate:
+        return []
+    shown, number = score_named(gate["metric"]), len(report.get("rollbacks", []))
+    went_back = {0: "nothing was rolled back", 1: "one rollback was made"}.get(number, f"{number} rollbacks were made")
+    best = gate.get("best_step")
+    said = "" if best is None else f"; the best validation was at step {count(best)}"
+    if gate.get("outcome") == "stopped":
+        ending = f"The gate stopped the training: {went_back}, as many as it allows{said}, and the student is that one."
+    else:
+        ending = f"The training ran to its end: {went_back}{said}."
+    limits = (
+        f"The gate goes back where {shown.label} falls by more than {_round(gate['max_drop'])} % of the best and the "
+        f"fall is certain to {_round(gate['confidence'])} % in {count(gate['samples'])} bootstrap samples; it stops "
+        f"after {count(gate['patience'])} rollbacks."
+    )
+    asked = f"{_round(gate['min_retention'])} % of the teacher's {shown.label}"
+    if gate["passed"]:
+        final = f"The gate passed the student, which was to keep {asked}."
+    else:
+        names = ", ".join(score_named(name).label for name in gate.get("failed", [])) or shown.label
+        final = f"The gate failed the student, which was to keep {asked}; it fell short in {names}."
+    return [final, ending, limits]
+
+
+def _with_unit(metric: str, value: float) -> str:
+    shown = score_named(metric)
+    return f"{shown.show(value)} {'% ' * (shown.scale == 100)}{shown.label}"
+
+
+def _round(ratio: float) -> str:
+    """A threshold in percent: 0.9 -> "90", 0.975 -> "97.5"."""
+    return percent(ratio).removesuffix(".0")
 
 
 def _cost_phrase(teacher_parameters: int, student_parameters: int) -> str:
@@ -66,28 +114,40 @@ def _cost_phrase(teacher_parameters: int, student_parameters: int) -> str:
     return f" with {times(1 / ratio)} times as many parameters"
 
 
-def _remarks(report: dict[str, Any]) -> list[str]:
+def _remarks(report: dict[str, Any], metric: str) -> list[str]:
     models = report["models"]
     teacher, student = models["teacher"]["quality"], models["student"]["quality"]
-    kept = report["retention"]["chrf"]
-    share = "" if kept is None else f", which is {percent(kept)} % of the teacher's chrF"
+    usual = ("bleu", "chrf") if is_translation(report) else ("accuracy", "macro_f1")
+    told = [name for name in dict.fromkeys((metric, *usual)) if name in teacher and name in student]
+    reached = {
+        name: " and ".join(_with_unit(one, quality[one]) for one in told)
+        for name, quality in (("teacher", teacher), ("student", student))
+    }
+    # The share of the first score stands in the verdict already.
+    other = next((name for name in told if name != metric and report["retention"].get(name) is not None), None)
+    share = "" if other is None else (
+        f", which is {percent(report['retention'][other])} % of the teacher's {score_named(other).label}"
+    )  # fmt: skip
+    examples = "sentences" if is_translation(report) else "texts"
     remarks = [
-        f"On {count(report['data']['test'])} test sentences the teacher reaches {score(teacher['bleu'])} BLEU and "
-        f"{score(teacher['chrf'])} chrF, the student {score(student['bleu'])} BLEU and {score(student['chrf'])} chrF"
-        f"{share}."
+        f"On {count(report['data']['test'])} test {examples} the teacher reaches {reached['teacher']}, the student "
+        f"{reached['student']}{share}."
     ]
-    if 0 < teacher["bleu"] < WEAK_TEACHER_BLEU:
+    if 0 < teacher[metric] < WEAK_TEACHER.get(metric, 0.0):
         remarks.append("The teacher itself is weak, so keeping its quality says little.")
     if "baseline" in models:
-        remarks.append(_baseline_remark(student["bleu"], models["baseline"]["quality"]["bleu"]))
+        remarks.append(_baseline_remark(metric, student[metric], models["baseline"]["quality"][metric]))
     return remarks
 
 
-def _baseline_remark(student_bleu: float, baseline_bleu: float) -> str:
-    subject = "The same student trained without the teacher"
-    gap = score(abs(student_bleu - baseline_bleu))
-    if gap == "0.0":
-        return f"{subject} reaches the same BLEU: the distillation did not help here."
-    if student_bleu > baseline_bleu:
-        return f"{subject} reaches {score(baseline_bleu)} BLEU: the distillation gains {gap} BLEU."
-    return f"{subject} reaches {score(baseline_bleu)} BLEU: the distillation costs {gap} BLEU."
+def _baseline_remark(metric: str, student: float, baseline: float) -> str:
+    subject, shown = "The same student trained without the teacher", score_named(metric)
+    difference = shown.show(abs(student - baseline))
+    unit = f"points of {shown.label}" if shown.scale == 100 else shown.label
+    if float(difference) == 0:
+        return f"{subject} reaches the same {shown.label}: the distillation did not help here."
+    helps = (student < baseline) == (shown.better == "lower")
+    return (
+        f"{subject} reaches {_with_unit(metric, baseline)}: the distillation {'gains' if helps else 'costs'} "
+        f"{difference} {unit}."
+    )
