@@ -60,11 +60,7 @@ class DistillationLoss(nn.Module):
             "alpha": _schedule("alpha", alpha),
             "beta": _schedule("beta", beta),
         }
-        self.kl, self.cosine, self.mse = (
-            _weight("kl", kl),
-            _weight("cosine", cosine),
-            _weight("mse", mse),
-        )
+        self.kl, self.cosine, self.mse = _weight("kl", kl), _weight("cosine", cosine), _weight("mse", mse)
         self.label_smoothing, self.divergence = label_smoothing, divergence
         self._progress = 0.0
         self._refuse_nothing()
@@ -146,27 +142,40 @@ class DistillationLoss(nn.Module):
         counted = labels != IGNORED_LABEL
         items = counted.sum() if num_items is None else torch.as_tensor(num_items, device=labels.device)
         weights = self._weights()
+        is_taught = bool(weights.keys() - {"hard"})
+        teacher = self._checked(student, teacher).detached() if is_taught else None
         found: dict[str, Tensor] = {}
         if weights.keys() - {"cosine"}:
-            rows = student.rows(counted)
-        if "hard" in weights:
-            found["hard"] = sums.hard_sum(rows, labels[counted], self.label_smoothing, self.class_weights)
-        if weights.keys() - {"hard"}:
-            teacher = self._checked(student, teacher).detached()
-        if teacher is not None and weights.keys() & {"kl", "mse"}:
-            teacher_rows = teacher.rows(counted)
-            if "kl" in weights:
-                found["kl"] = sums.divergence_sum(rows, teacher_rows, self.divergence, self.temperature)
-            if "mse" in weights:
-                found["mse"] = sums.squared_error_sum(rows, teacher_rows)
-        if teacher is not None and self.states is not None and "cosine" in weights:
-            distances_B = self.states(student, teacher)
-            if len(distances_B) != len(labels):
-                raise ValueError(f"states are of {len(distances_B)} examples, labels of {len(labels)}; keep the batch")
-            found["cosine"] = (distances_B * counted.reshape(len(labels), -1).sum(dim=1)).sum()
+            of_rows = teacher if weights.keys() & {"kl", "mse"} else None
+            found = self._sums_of_rows(student, labels, of_rows, counted)
+        if teacher is not None and self.states is not None:
+            found["cosine"] = self._sum_of_states(student, teacher, counted)
         found = {name: part / items.clamp_min(1) for name, part in found.items()}
         total = torch.stack([weights[name] * part for name, part in found.items()]).sum()
         return total, {name: part.detach() for name, part in found.items()}
+
+    def _sums_of_rows(
+        self, student: Outputs, labels: Tensor, teacher: Outputs | None, counted: Tensor
+    ) -> dict[str, Tensor]:
+        """The parts that look at the logits of each label that counts."""
+        rows, found = student.rows(counted), {}
+        if self.beta:
+            found["hard"] = sums.hard_sum(rows, labels[counted], self.label_smoothing, self.class_weights)
+        if teacher is not None:
+            teacher_rows = teacher.rows(counted)
+            if self.kl:
+                found["kl"] = sums.divergence_sum(rows, teacher_rows, self.divergence, self.temperature)
+            if self.mse:
+                found["mse"] = sums.squared_error_sum(rows, teacher_rows)
+        return found
+
+    def _sum_of_states(self, student: Outputs, teacher: Outputs, counted: Tensor) -> Tensor:
+        """Σ over examples of their distance times their number of labels that count."""
+        assert self.states is not None
+        distances_B = self.states(student, teacher)
+        if len(distances_B) != len(counted):
+            raise ValueError(f"states are of {len(distances_B)} examples, labels of {len(counted)}; keep the batch")
+        return (distances_B * counted.reshape(len(counted), -1).sum(dim=1)).sum()
 
     def _weights(self) -> dict[str, float]:
         """The weight of each part that is on."""
@@ -178,9 +187,12 @@ class DistillationLoss(nn.Module):
         for progress in (0.0, 1.0):
             self._progress = progress
             if not self._weights():
-                named = {**{name: str(s) for name, s in self.schedules.items() if name != "temperature"}}
-                named |= {"kl": str(self.kl), "cosine": str(self.cosine), "mse": str(self.mse)}
-                raise ValueError(f"every part of the loss is turned off (at progress {progress:.0f}): {named}")
+                weights = {name: str(self.schedules[name]) for name in ("alpha", "beta")}
+                weights |= {name: str(getattr(self, name)) for name in ("kl", "cosine", "mse")}
+                given = ", ".join(f"{name}={weight}" for name, weight in weights.items())
+                raise ValueError(
+                    f"every part of the loss is turned off (at progress {progress:.0f}): {given}; turn one on"
+                )
         self._progress = 0.0
 
     def _checked(self, student: Outputs, teacher: Outputs | None) -> Outputs:
@@ -208,13 +220,19 @@ class DistillationLoss(nn.Module):
 
 def _schedule(name: str, value: float | str | Schedule) -> Schedule:
     """Raises ValueError where an end is out of range."""
-    schedule = Schedule.parse(value) if isinstance(value, str | Schedule) else None
-    for number in (value,) if schedule is None else schedule.ends:
-        if name == "temperature" and not 0 < number < math.inf:
-            raise ValueError(f"temperature={number} must be positive and finite")
-        if name != "temperature":
-            _weight(name, number)
-    return schedule or Schedule.parse(value)
+    if not isinstance(value, str | Schedule):
+        _check_range(name, value)
+    schedule = Schedule.parse(value)
+    for number in schedule.ends:
+        _check_range(name, number)
+    return schedule
+
+
+def _check_range(name: str, number: float) -> None:
+    if name != "temperature":
+        _weight(name, number)
+    elif not 0 < number < math.inf:
+        raise ValueError(f"temperature={number} must be positive and finite")
 
 
 def _weight(name: str, weight: float) -> float:

@@ -170,7 +170,7 @@ class _Builder:
         for start, logits in _chunks(outputs):
             is_wrong = ~logits.isfinite().all(dim=-1)
             if is_wrong.any():
-                example = owners[start + is_wrong.nonzero()[0].item()].item()
+                example = owners[start + int(is_wrong.nonzero()[0])].item()
                 raise InputError(f"the teacher's logits of example {example} are not finite; it cannot teach")
             stored = self._stored(logits)
             for file, array in zip(files, stored, strict=True):
