@@ -89,6 +89,8 @@ def write_checkpoint(
                 save_file(content, beside / name)
         save_json(beside / TRAINER_STATE, trainer_state)
         save_json(beside / STATE, {**state, "param_groups": optimizer["param_groups"]})
+        if folder.is_dir():
+            _remove(folder)  # of a training that was continued from an earlier step
 
 
 def read_optimizer(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -145,17 +147,23 @@ def remove_old(folder: Path, keep: int, best: int | None) -> None:
     steps = sorted(int(m[1]) for p in folder.glob("checkpoint-*") if (m := _name(p)))
     for step in steps[:-keep]:
         if step != best:
-            # Renamed first: a kill while it is removed leaves no half of a checkpoint under its name.
-            away = folder / f".checkpoint-{step}.old"
-            (folder / f"checkpoint-{step}").rename(away)
-            shutil.rmtree(away)
+            _remove(folder / f"checkpoint-{step}")
 
 
 def remove_newer(folder: Path, step: int) -> None:
     """Remove the checkpoints behind `step`, which is the last that is complete."""
     for path in folder.glob("checkpoint-*"):
         if (m := _name(path)) and int(m[1]) > step:
-            shutil.rmtree(path)
+            _remove(path)
+
+
+def _remove(checkpoint: Path) -> None:
+    # Renamed first: a kill while it is removed leaves no half of a checkpoint under its name.
+    away = checkpoint.with_name(f".{checkpoint.name}.old")
+    if away.is_dir():
+        shutil.rmtree(away)  # left by such a kill
+    checkpoint.rename(away)
+    shutil.rmtree(away)
 
 
 def remove_leftovers(folder: Path) -> None:

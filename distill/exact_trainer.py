@@ -10,7 +10,8 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import PreTrainedModel, Trainer, TrainerState
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 from neural_layers.distill.checkpoint import (
     TRAINER_STATE,
@@ -45,7 +46,10 @@ class ExactTrainer(Trainer):
 
     feed:     gives the batches, instead of a dataset
     validate: `validate(model, step) → metrics`; None for none. They appear as `eval_<name>` to logs and callbacks.
-    keep:     how many checkpoints stay
+    keep:     how many checkpoints stay, beside the best validation's where `keeps_best`
+    patience: stop after so many validations in a row that are not the best so far; None to go on
+    The best validation is that of the arguments' `metric_for_best_model` and `greater_is_better`. The last step is
+    validated too, whatever `eval_steps` is.
 
     A run that is continued from any of its checkpoints (`train(resume_from_checkpoint=…)`) ends with the same bits.
     Raises FloatingPointError where a loss or a gradient is not finite, before the weights are touched: the last
@@ -54,7 +58,16 @@ class ExactTrainer(Trainer):
 
     model: PreTrainedModel
 
-    def __init__(self, *, feed: Feed, validate: Validate | None, keep: int = 2, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        feed: Feed,
+        validate: Validate | None,
+        keep: int = 2,
+        keeps_best: bool = False,
+        patience: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         dataset: Any = _FeedDataset(feed, lambda: self.state.global_step)
         super().__init__(train_dataset=dataset, eval_dataset=dataset, **kwargs)
         if self.args.max_steps < 1 or not self.args.ignore_data_skip:
@@ -62,7 +75,13 @@ class ExactTrainer(Trainer):
                 f"max_steps={self.args.max_steps}, ignore_data_skip={self.args.ignore_data_skip}: a feed has no end "
                 "and finds its place itself; set max_steps to at least 1, and ignore_data_skip=True"
             )
+        if (keeps_best or patience is not None) and self.args.metric_for_best_model is None:
+            raise ValueError(
+                "metric_for_best_model is not set in the arguments; name the metric of the best validation"
+            )
         self.feed, self.validate, self.keep = feed, validate, keep
+        self.keeps_best, self.patience = keeps_best, patience
+        self.add_callback(_ValidateLast)
         # So that Trainer counts the labels of all accumulated batches, by which the loss is then divided.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self._checkpoint: Checkpoint | None = None
@@ -109,6 +128,8 @@ class ExactTrainer(Trainer):
         self.model.train(was_training)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if self.patience is not None and self._validations_since_best() >= self.patience:
+            self.control.should_training_stop = self.control.should_save = True
         return metrics
 
     def _validated(self) -> dict[str, float]:
@@ -116,14 +137,23 @@ class ExactTrainer(Trainer):
         assert self.validate is not None  # Trainer evaluates only where eval_strategy asks for it
         return self.validate(self.model, self.state.global_step)
 
-    def validations(self, metric: str) -> list[tuple[int, float]]:
+    def validations(self) -> list[tuple[int, float]]:
         """The step and the metric of every validation so far, those before a resume included."""
-        key = f"eval_{metric}"
+        key = "eval_" + str(self.args.metric_for_best_model).removeprefix("eval_")
         return [(int(entry["step"]), entry[key]) for entry in self.state.log_history if key in entry]
 
     def best_step(self) -> int | None:
-        """The step whose checkpoint is kept however old it is; None for none."""
-        return None
+        """The step of the best validation so far, the first of equal ones; None without any."""
+        found = self.validations()
+        return found[self._best(found)][0] if found else None
+
+    def _best(self, found: list[tuple[int, float]]) -> int:
+        sign = 1 if self.args.greater_is_better else -1
+        return max(range(len(found)), key=lambda i: sign * found[i][1])
+
+    def _validations_since_best(self) -> int:
+        found = self.validations()
+        return len(found) - 1 - self._best(found) if found else 0
 
     def _own_state(self) -> dict[str, Any]:
         """What each process keeps of itself in a checkpoint; JSON."""
@@ -155,7 +185,7 @@ class ExactTrainer(Trainer):
             state = {**self._shared_state(), "processes": processes}
             target = self.folder / f"checkpoint-{self.state.global_step}"
             write_checkpoint(target, self.model, weights, optimizer, state, asdict(self.state), others)
-            remove_old(self.folder, self.keep, self.best_step())
+            remove_old(self.folder, self.keep, self.best_step() if self.keeps_best else None)
         self.accelerator.wait_for_everyone()
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -165,7 +195,11 @@ class ExactTrainer(Trainer):
             if self._checkpoint is None:
                 raise ValueError(f"{resume_from_checkpoint} is no complete checkpoint")
             self._load_weights(self._checkpoint)
+        self._reset()
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _reset(self) -> None:
+        """Forget what an earlier call of `train` has left in this object."""
 
     def restore_finished(self, checkpoint: Checkpoint) -> None:
         """Take over a checkpoint that was the last of its training: there is nothing left to train."""
@@ -208,6 +242,14 @@ class ExactTrainer(Trainer):
 
     def _restore_own(self, own: dict[str, Any]) -> None:
         """Take over what `_own_state` of this process held besides."""
+
+
+class _ValidateLast(TrainerCallback):
+    """Where steps are validated the last one is too, though it be no multiple of `eval_steps`."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps and args.eval_strategy == IntervalStrategy.STEPS:
+            control.should_evaluate = True
 
 
 class _FeedDataset(IterableDataset[dict[str, Tensor]]):

@@ -1,94 +1,66 @@
-"""Training with validation of our own, and distillation on top of it."""
+"""Distillation on top of `transformers.Trainer`: a teacher, and a loss of several parts."""
 
-import math
 from collections import defaultdict
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from accelerate.utils import broadcast_object_list
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
-from neural_layers.distill.data.batches import IGNORED_LABEL
-from neural_layers.distill.files import replacing
+from neural_layers.distill.checkpoint import Checkpoint
+from neural_layers.distill.gated_trainer import GatedTrainer
 from neural_layers.distill.losses import DistillationLoss, Outputs
+from neural_layers.distill.tasks import Task
 from neural_layers.errors import InputError
 
-Validate = Callable[[nn.Module, int], dict[str, float]]
 _LOSS_FILE = "distillation_loss.safetensors"
 
 
-class ValidatedTrainer(Trainer):
-    """A `transformers.Trainer` whose evaluation is `validate(model, step) → metrics`, instead of a loop over a dataset.
+class CachedTeacher(Protocol):
+    """A teacher's outputs that were computed before."""
 
-    The metrics appear as `eval_<name>` to logs, callbacks and `metric_for_best_model`. With several processes the first
-    one validates, and the others wait for its metrics.
-    Raises FloatingPointError where a step's loss is NaN or infinite, naming the step: the last checkpoint stays good.
-    """
-
-    model: PreTrainedModel
-
-    def __init__(self, *, validate: Validate, **kwargs: Any) -> None:
-        # Trainer refuses an evaluation strategy without a dataset, although this one never reads it.
-        super().__init__(**{"eval_dataset": kwargs.get("train_dataset"), **kwargs})
-        self.validate = validate
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        was_training = self.model.training
-        self.model.eval()
-        metrics = self.validate(self.model, self.state.global_step) if self.is_world_process_zero() else {}
-        self.model.train(was_training)
-        (metrics,) = broadcast_object_list([metrics])
-        metrics = {f"eval_{name}": value for name, value in metrics.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(*args, **kwargs)
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}; lower the learning rate"
-            )
-        return loss
+    def outputs(self, index: Tensor, labels: Tensor) -> Outputs:
+        """Those of the examples with these numbers; the labels say which rows count."""
 
 
-class DistillationTrainer(ValidatedTrainer):
-    """Trains `model`, an encoder-decoder student, towards `teacher` by a `DistillationLoss`.
+class DistillationTrainer(GatedTrainer):
+    """Trains `model`, a student, towards `teacher` by a `DistillationLoss`.
 
-    teacher: put in evaluation mode, on the student's device, and never trained; None for a loss with alpha = 0.
-    loss:    its parts are logged separately as `kl`, `hard`, `cosine`, `mse`; a learned projection inside is trained
-             and kept in the checkpoints
-    The rest is as in `transformers.Trainer`, with `validate` as in `ValidatedTrainer`.
+    task:     the kind of model (`Seq2SeqTask`, `CausalTask`, `ClassificationTask`)
+    teacher:  put in evaluation mode, on the student's device, and never trained; a `CachedTeacher`; or None for a loss
+              with alpha = 0
+    loss:     its parts are logged separately as `kl`, `hard`, `cosine`, `mse`; learned projections inside are trained
+              and kept in the checkpoints
+    The rest is as in `GatedTrainer`.
+
     Raises InputError where the vocabularies of teacher and student differ in size; ValueError where the loss needs a
-    teacher and none is given, for a student that is no encoder-decoder, for `label_smoothing_factor` (the loss has its
-    own), and for a learned projection with several processes, which would not keep it equal.
+    teacher and none is given, for `label_smoothing_factor` (the loss has its own), and for learned projections with
+    several processes, which would not keep them equal.
     """
 
     def __init__(
-        self, *, teacher: PreTrainedModel | None, loss: DistillationLoss, validate: Validate, **kwargs: Any
+        self,
+        *,
+        task: Task,
+        teacher: PreTrainedModel | CachedTeacher | None,
+        loss: DistillationLoss,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(validate=validate, **kwargs)
+        super().__init__(**kwargs)
+        self.task = task
         self._refuse(teacher, loss)
-        if teacher is not None:
+        if isinstance(teacher, nn.Module):
             check_vocabularies(teacher, self.model)
             teacher = teacher.eval().requires_grad_(False).to(self.args.device)
         self.teacher, self.loss = teacher, loss.to(self.args.device)
-        self._projection = list(self.loss.parameters())
-        # So that Trainer counts the labels of all accumulated batches, by which the loss is then divided.
-        self.model_accepts_loss_kwargs = True
-        self.loss_is_scaled_for_ga = True
+        self._projections = list(self.loss.parameters())
         self._sums: dict[str, float] = defaultdict(float)
         self._logged_step = self._zeroed_step = -1
 
-    def _refuse(self, teacher: PreTrainedModel | None, loss: DistillationLoss) -> None:
+    def _refuse(self, teacher: Any, loss: DistillationLoss) -> None:
         if loss.needs_teacher and teacher is None:
             raise ValueError(f"the loss has alpha={loss.alpha} and so needs a teacher; give one, or alpha=0")
-        if not self.model.config.is_encoder_decoder:
-            raise ValueError(f"{type(self.model).__name__} is no encoder-decoder: its labels would have to be shifted")
         if self.args.label_smoothing_factor:
             raise ValueError(
                 f"label_smoothing_factor={self.args.label_smoothing_factor}: give label_smoothing to DistillationLoss"
@@ -103,18 +75,9 @@ class DistillationTrainer(ValidatedTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        # Decoder inputs and not labels go to the models: with labels each would also compute a loss of its own.
-        labels = inputs["labels"]
-        inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        student_model: Any = self.model
-        inputs["decoder_input_ids"] = student_model.prepare_decoder_input_ids_from_labels(labels)
-        wanted = {"output_hidden_states": self.loss.needs_states}
-        student, teacher = model(**inputs, **wanted), None
-        if self.teacher is not None and self.loss.needs_teacher:
-            with torch.no_grad(), self.accelerator.autocast():
-                teacher = self.teacher(**inputs, **wanted)
-        seen = None if teacher is None else _seen(teacher, labels)
-        total, parts = self.loss(_seen(student, labels), labels, seen, num_items_in_batch)
+        labels = self.task.labels(inputs)
+        student = self.task.outputs(model, inputs, self.loss.needs_states)
+        total, parts = self.loss(student, labels, self._teacher_outputs(inputs, labels), num_items_in_batch)
         # The labels are counted over all processes, and DDP then averages the gradients over them.
         is_shared = num_items_in_batch is not None and self.args.average_tokens_across_devices
         scale = self.accelerator.num_processes if is_shared else 1
@@ -122,13 +85,23 @@ class DistillationTrainer(ValidatedTrainer):
             self._sums[name] += scale * part.item()
         return (scale * total, student) if return_outputs else scale * total
 
+    @torch.no_grad()
+    def _teacher_outputs(self, inputs: dict[str, Any], labels: Tensor) -> Outputs | None:
+        if self.teacher is None or not self.loss.needs_teacher:
+            return None
+        if not isinstance(self.teacher, nn.Module):
+            return self.teacher.outputs(inputs["index"], labels)
+        with self.accelerator.autocast():
+            return self.task.outputs(self.teacher, inputs, self.loss.needs_states)
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        # Trainer zeroes the gradients of the model alone; those of the projection would add up from step to step.
+        # Trainer zeroes the gradients of the model alone; those of the projections would add up from step to step.
         if self._zeroed_step != self.state.global_step:
             self.loss.zero_grad()
             self._zeroed_step = self.state.global_step
+            self.loss.progress = self.state.global_step / self.args.max_steps
         if self._logged_step < 0:
-            self._logged_step = self.state.global_step  # where a resumed run begins
+            self._logged_step = self.state.global_step
         return super().training_step(*args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -143,26 +116,41 @@ class DistillationTrainer(ValidatedTrainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
-        if is_new and self._projection:
-            optimizer.add_param_group({"params": self._projection, "weight_decay": self.args.weight_decay})
+        if is_new and self._projections:
+            optimizer.add_param_group({"params": self._projections, "weight_decay": self.args.weight_decay})
         return optimizer
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        if not self._projection:
+        if not self._projections:
             return super()._clip_grad_norm(model)
-        return self.accelerator.clip_grad_norm_([*model.parameters(), *self._projection], self.args.max_grad_norm)
+        return self.accelerator.clip_grad_norm_([*model.parameters(), *self._projections], self.args.max_grad_norm)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self._projection and self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            with replacing(folder / _LOSS_FILE) as beside:
-                save_file(self.loss.state_dict(), beside)
+    def _reset(self) -> None:
+        super()._reset()
+        self._sums.clear()
+        self._logged_step = self._zeroed_step = -1
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self._projection:
-            self.loss.load_state_dict(load_file(Path(resume_from_checkpoint) / _LOSS_FILE))
+    def _own_state(self) -> dict[str, Any]:
+        return {**super()._own_state(), "parts": dict(self._sums), "logged_step": self._logged_step}
+
+    def _restore_own(self, own: dict[str, Any]) -> None:
+        self._sums.update(own["parts"])
+        self._logged_step = own["logged_step"]
+
+    def _tensors(self) -> tuple[dict[str, Tensor] | None, dict[str, Any], dict[str, dict[str, Tensor]]]:
+        weights, optimizer, others = super()._tensors()
+        if self._projections:
+            others = {**others, _LOSS_FILE: _learned(self.loss)}
+        return weights, optimizer, others
+
+    def _load_weights(self, checkpoint: Checkpoint) -> None:
+        super()._load_weights(checkpoint)
+        if self._projections:
+            self.loss.load_state_dict(load_file(checkpoint.folder / _LOSS_FILE), strict=False)
+
+
+def _learned(loss: DistillationLoss) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in loss.named_parameters()}
 
 
 def check_vocabularies(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
@@ -172,9 +160,3 @@ def check_vocabularies(teacher: PreTrainedModel, student: PreTrainedModel) -> No
             f"the teacher's vocabulary has {teacher.config.vocab_size} tokens and the student's "
             f"{student.config.vocab_size}; distillation needs one tokenizer for both"
         )
-
-
-def _seen(output: Any, labels: Tensor) -> Outputs:
-    """What the loss sees: states of the decoder, where there are any, for the tokens that have a label."""
-    states = output.get("decoder_hidden_states", output.get("hidden_states"))
-    return Outputs(logits=output.logits, states=states, mask=labels != IGNORED_LABEL)

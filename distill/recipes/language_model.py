@@ -207,6 +207,8 @@ def _arguments(options: LanguageModelOptions, run: LanguageModelRun, validates: 
         bf16=options.bf16,
         eval_strategy="steps" if validates else "no",
         eval_steps=options.eval_steps,
+        metric_for_best_model="loss",
+        greater_is_better=False,
         save_strategy="steps",
         save_steps=options.save_steps,
         logging_steps=max(1, min(options.steps // 100, 50)),

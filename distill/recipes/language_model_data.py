@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from neural_layers.distill.exact_trainer import Feed
 from neural_layers.distill.recipes.language_model_options import LanguageModelOptions
 from neural_layers.distill.recipes.language_model_progress import reading_bar
-from neural_layers.distill.recipes.language_model_trainer import Feed
 from neural_layers.distill.text.errors import TextError
 from neural_layers.distill.text.feed import BatchPlan, SampledFeed
 from neural_layers.distill.text.holding_out import hold_out, joined

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from neural_layers.distill.checkpoint import WEIGHTS, Checkpoint, load_weights
-from neural_layers.distill.exact_trainer import ExactTrainer, Feed, Validate
+from neural_layers.distill.exact_trainer import ExactTrainer
 from neural_layers.distill.recipes.language_model_sharding import (
     load_sharded_optimizer,
     load_sharded_weights,
@@ -21,26 +21,22 @@ from neural_layers.distill.recipes.language_model_sharding import (
 class LanguageModelTrainer(ExactTrainer):
     """An `ExactTrainer` for a causal language model with the arguments of `HybridForCausalLM`.
 
-    validate:        called by every process, with `loss` among its metrics
     label_smoothing: ε of the training loss
-    patience:        stop after so many validations in a row without a better `loss`; None to go on
-    keep:            how many checkpoints stay (the best besides, where there is `patience`)
+    patience:        as in `ExactTrainer`; with it the best validation's checkpoint stays too
     fsdp:            split parameters, gradients and optimiser state over the processes (FSDP2)
+    `validate` is called by every process.
     """
 
     def __init__(
         self,
         *,
-        feed: Feed,
-        validate: Validate | None,
         label_smoothing: float = 0.0,
         patience: int | None = None,
-        keep: int = 2,
         fsdp: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(feed=feed, validate=validate, keep=keep, **kwargs)
-        self.label_smoothing, self.patience, self.fsdp = label_smoothing, patience, fsdp
+        super().__init__(keeps_best=patience is not None, patience=patience, **kwargs)
+        self.label_smoothing, self.fsdp = label_smoothing, fsdp
         if fsdp:
             shard(self.model, self.args.device)
             # What transformers calls a model that owns the placement of its parameters: it is not wrapped again.
@@ -57,20 +53,6 @@ class LanguageModelTrainer(ExactTrainer):
         # The labels are counted over all processes, and their gradients are then averaged.
         loss = outputs.loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        metrics = super().evaluate(*args, **kwargs)
-        losses = self.validations("loss")
-        if self.patience is not None and losses:
-            best = min(range(len(losses)), key=lambda i: losses[i][1])
-            if len(losses) - 1 - best >= self.patience:
-                self.control.should_training_stop = self.control.should_save = True
-        return metrics
-
-    def best_step(self) -> int | None:
-        """The step of the validation with the lowest loss; None without any, and where no patience asks for it."""
-        losses = self.validations("loss")
-        return min(losses, key=lambda pair: pair[1])[0] if losses and self.patience is not None else None
 
     def _tensors(self) -> tuple[dict[str, Tensor] | None, dict[str, Any], dict[str, dict[str, Tensor]]]:
         if not self.fsdp:

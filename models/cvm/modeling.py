@@ -32,6 +32,7 @@ class CVMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                        right. `loss` is the mean cross-entropy over the labels, or their sum over
                        `num_items_in_batch` where that is given (gradient accumulation).
       past_key_values: an `EncoderDecoderCache`; made by `use_cache=True`.
+      skip_logits:     leave the logits out, for a loss that makes them of the last hidden state, a few at a time.
 
     `generate` decodes greedily or by beams with the cache. Raises ValueError for a source or target longer than
     `max_position_embeddings`, and where neither labels nor decoder inputs are given.
@@ -103,6 +104,7 @@ class CVMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         output_attentions: bool | None = False,
         output_hidden_states: bool | None = False,
         num_items_in_batch: Tensor | int | None = None,
+        skip_logits: bool = False,
         return_dict: bool = True,
     ) -> Seq2SeqLMOutput | tuple[Any, ...]:
         refuse_attentions(output_attentions)
@@ -128,7 +130,9 @@ class CVMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             past_key_values,
             output_hidden_states,
         )
-        logits_BTV = self.lm_head(decoded.last_hidden_state)
+        if skip_logits and labels is not None:
+            raise ValueError("skip_logits=True leaves no logits to compare the labels with; give decoder_input_ids")
+        logits_BTV = None if skip_logits else self.lm_head(decoded.last_hidden_state)
         output = Seq2SeqLMOutput(
             loss=None if labels is None else token_cross_entropy(logits_BTV, labels, num_items_in_batch),
             logits=logits_BTV,
