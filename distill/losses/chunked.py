@@ -50,8 +50,8 @@ class _ChunkedSum(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         ctx.save_for_backward(hidden, head)
-        ctx.options = (loss, others, scale)
-        total, ctx.gradients = _run(hidden, head, *ctx.options, ctx.needs_input_grad[:2])
+        ctx.loss, ctx.others, ctx.scale = loss, others, scale
+        total, ctx.gradients = _run(hidden, head, loss, others, scale, ctx.needs_input_grad[:2])
         return total
 
     @staticmethod
@@ -60,7 +60,7 @@ class _ChunkedSum(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         hidden, head = ctx.saved_tensors
         if gradients is None:  # a graph that was retained: those of the first time were given away, scaled in place
-            gradients = _run(hidden, head, *ctx.options, ctx.needs_input_grad[:2])[1]
+            gradients = _run(hidden, head, ctx.loss, ctx.others, ctx.scale, ctx.needs_input_grad[:2])[1]
         given = zip(gradients, (hidden, head), ctx.needs_input_grad[:2], strict=True)
         scaled = [grad.mul_(grad_total).to(tensor.dtype) if wants else None for grad, tensor, wants in given]
         return (*scaled, None, None, None)

@@ -36,8 +36,8 @@ class Outputs:
 
     def __post_init__(self) -> None:
         if (self.hidden is None) != (self.head is None):
-            given, missing = ("head", "hidden") if self.hidden is None else ("hidden", "head")
-            raise ValueError(f"{given} is given without {missing}; logits are made of both")
+            present, missing = ("head", "hidden") if self.hidden is None else ("hidden", "head")
+            raise ValueError(f"{present} is given without {missing}; logits are made of both")
         given = [name for name in ("logits", "hidden", "cached") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are given; give one of them")

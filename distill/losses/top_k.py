@@ -48,8 +48,8 @@ class TopK:
 
     def to(self, device: torch.device | str) -> "TopK":
         """The same on another device."""
-        tensors = (tensor.to(device) for tensor in (self.indices, self.logits, self.rest))
-        return TopK(*tensors, self.temperature, self.vocabulary)
+        indices, logits, rest = (tensor.to(device) for tensor in (self.indices, self.logits, self.rest))
+        return TopK(indices, logits, rest, self.temperature, self.vocabulary)
 
     def log_cells(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """log p of the cells (n, k + 1) of these rows at the cache's temperature; (n, k) where k = V."""
