@@ -94,13 +94,6 @@ def load_labelled(
     return ClassificationData(classes, **splits)
 
 
-def overlap(one: LabelledTexts, other: LabelledTexts) -> tuple[int, str]:
-    """How many texts of `one` stand word for word in `other` too, and the first of them ("" where there is none)."""
-    known = set(other.texts)
-    common = [text for text in one.texts if text in known]
-    return len(common), common[0] if common else ""
-
-
 _Named = tuple[str, str, str, Row]  # dataset, text, class, row
 
 

@@ -73,8 +73,8 @@ def _step(trainer: Trainer, model: nn.Module, optimizer: torch.optim.Optimizer, 
     except FloatingPointError:
         return math.inf
     if math.isfinite(loss):
+        # The step's number stays: what goes by it (schedules of the loss) is tested as it is at this point.
         optimizer.step()
-        trainer.state.global_step += 1
     return loss
 
 

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("transformers", reason="transformers is not installed")
 
 from neural_layers.distill.classification import ClassBalance, LabelMap, MedicalTextAugmenter, load_labelled
-from neural_layers.distill.classification.data import Fields, overlap
+from neural_layers.distill.classification.data import Fields
 from neural_layers.distill.classification.examples import TextCollator, TextExamples
 from neural_layers.distill.classification.rows import read_rows
 from neural_layers.distill.data.feed import ExampleFeed
@@ -170,11 +170,6 @@ def test_datasets_are_told_apart_and_files_that_cannot_be_read_are_named(tmp_pat
     (tmp_path / "bad.csv").write_text("text,label\nfine,1\ntoo,many,1\n")
     with pytest.raises(InputError, match="line 3: 3 fields, and the first line names 2"):
         load_labelled([str(tmp_path / "bad.csv")], [three["valid"]], [three["test"]])
-
-
-def test_overlapping_splits_are_counted(three) -> None:
-    data = load(three)
-    assert overlap(data.valid, data.train) == (3, "the lung, sore")
 
 
 def test_imbalance_is_told_and_the_weights_even_it_out() -> None:

@@ -1,0 +1,236 @@
+"""Training one classifier: the teacher, the student, or the student without its teacher."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from neural_layers.distill.classification import ClassBalance, MedicalTextAugmenter
+from neural_layers.distill.classification.data import ClassificationData
+from neural_layers.distill.classification.examples import TextCollator, TextExamples
+from neural_layers.distill.data.feed import ExampleFeed
+from neural_layers.distill.files import save_json
+from neural_layers.distill.gate import QualityGate
+from neural_layers.distill.losses import DistillationLoss
+from neural_layers.distill.progress import ProgressBar
+from neural_layers.distill.recipes.ntmm_options import NTMMOptions
+from neural_layers.distill.recipes.ntmm_run import NTMMRun
+from neural_layers.distill.tasks import ClassificationTask
+from neural_layers.distill.trainer import DistillationTrainer
+from neural_layers.distill.validation import ClassificationOptions, ClassificationValidator
+from neural_layers.errors import InputError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast one model is trained."""
+
+    steps: int
+    learning_rate: float
+    eval_steps: int
+
+
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """What a training leaves beside the model."""
+
+    steps: int
+    seconds: float
+    best_step: int | None
+    outcome: str
+    validations: list[dict[str, float]]
+    rollbacks: list[dict[str, Any]]
+    log: list[dict[str, Any]]
+
+
+class NTMMData:
+    """What all trainings of a run share: token ids of the splits, the class balance, and what is done about it."""
+
+    def __init__(self, data: ClassificationData, tokenizer: Any, options: NTMMOptions) -> None:
+        augmenter = None
+        if options.augment:
+            augmenter = MedicalTextAugmenter(options.synonyms, options.abbreviations, seed=options.seed)
+        self.data, self.tokenizer, self.options = data, tokenizer, options
+        limit = options.max_length
+        self.train = TextExamples(data.train.texts, data.train.labels, tokenizer, limit, augmenter)
+        self.valid = TextExamples(data.valid.texts, data.valid.labels, tokenizer, limit)
+        self.collate = TextCollator(tokenizer)
+        self.balance = ClassBalance.of(data.train.labels, data.classes)
+
+    @property
+    def class_weights(self) -> torch.Tensor | None:
+        """Of the loss of the hard labels, where imbalance is met so."""
+        return torch.tensor(self.balance.weights) if self.options.imbalance == "weights" else None
+
+    def feed(self) -> ExampleFeed:
+        """The training batches."""
+        options = self.options
+        sampled = options.imbalance == "sampling"
+        step = options.batch * options.accumulate
+        if step > len(self.train):
+            raise InputError(
+                f"--batch {options.batch} × --accumulate {options.accumulate} is more than the {len(self.train)} "
+                "training texts; make one of them smaller"
+            )
+        return ExampleFeed(
+            self.train,
+            self.collate,
+            batch_size=options.batch,
+            accumulate=options.accumulate,
+            seed=options.seed,
+            lengths=self.train.lengths,
+            weights=self.balance.example_weights(self.data.train.labels) if sampled else None,
+        )
+
+    def schedule(self, steps: int | None, epochs: float, learning_rate: float) -> Schedule:
+        """Steps, or as many as `epochs` take; a validation after each epoch unless the options say otherwise."""
+        epoch = max(1, len(self.train) // (self.options.batch * self.options.accumulate))
+        steps = max(1, round(epochs * epoch)) if steps is None else steps
+        return Schedule(steps, learning_rate, min(steps, self.options.eval_steps or epoch))
+
+
+def build_trainer(
+    name: str,
+    model: PreTrainedModel,
+    shared: NTMMData,
+    run: NTMMRun,
+    schedule: Schedule,
+    *,
+    teacher: PreTrainedModel | None = None,
+    loss: DistillationLoss,
+    gate: QualityGate | None = None,
+) -> DistillationTrainer:
+    """The trainer of `model`, by distillation where there is a teacher; its validations go to `validation/` for the
+    student and to `validation/<name>/` for another."""
+    data, options = shared.data, shared.options
+    folder = run.path / "validation" if name == "student" else run.path / "validation" / name
+    validate = ClassificationValidator(
+        shared.valid,  # type: ignore[arg-type]  # `len` and `[i]` are all that is asked of them
+        shared.collate,
+        folder,
+        classes=data.classes,
+        teacher=teacher,
+        texts=data.valid.texts,
+        options=ClassificationOptions(),
+    )
+    trainer = DistillationTrainer(
+        model=model,
+        args=_arguments(options, run, name, schedule),
+        feed=shared.feed(),
+        task=ClassificationTask(),
+        teacher=teacher,
+        loss=loss,
+        validate=validate,
+        gate=gate,
+        keeps_best=True,
+        patience=options.patience or None,
+        callbacks=[_Progress(name, run)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def train_classifier(
+    name: str,
+    trainer: DistillationTrainer,
+    run: NTMMRun,
+) -> TrainedClassifier:
+    """Train to the end, or go on from the last checkpoint; the model then has the weights of its best validation."""
+    started = time.perf_counter()
+    run.trim_log(name)
+    trainer.run()
+    validate: Any = trainer.validate
+    trained = TrainedClassifier(
+        steps=trainer.state.global_step,
+        seconds=round(time.perf_counter() - started, 1),
+        best_step=trainer.best_step(),
+        outcome=trainer.outcome,
+        validations=validate.history,
+        rollbacks=[rollback.as_dict() for rollback in trainer.rollbacks],
+        log=run.log_of(name),
+    )
+    save_json(_record(run, name), asdict(trained))
+    return trained
+
+
+def trained_before(name: str, run: NTMMRun) -> TrainedClassifier:
+    """What `train_classifier` returned when that model was trained, in a run that is continued."""
+    return TrainedClassifier(**json.loads(_record(run, name).read_text(encoding="utf-8")))
+
+
+def _record(run: NTMMRun, name: str) -> Any:
+    return run.path / "checkpoints" / name / "trained.json"
+
+
+def precision(options: NTMMOptions) -> dict[str, bool]:
+    """`bf16` and `fp16` of the arguments: what is asked for, else what the device is made for; a CPU takes float32.
+
+    Raises InputError where the device cannot.
+    """
+    chosen, has_cuda = options.precision, torch.cuda.is_available()
+    if chosen == "auto":
+        chosen = "float32"
+        if has_cuda:
+            chosen = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if chosen == "fp16" and not has_cuda:
+        raise InputError("--precision fp16 needs a GPU; give bf16, or float32")
+    return {"bf16": chosen == "bf16", "fp16": chosen == "fp16"}
+
+
+def _arguments(options: NTMMOptions, run: NTMMRun, name: str, schedule: Schedule) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(run.path / "checkpoints" / name),
+        max_steps=schedule.steps,
+        per_device_train_batch_size=options.batch,
+        gradient_accumulation_steps=options.accumulate,
+        learning_rate=schedule.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(options.warmup * schedule.steps),
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.clip,
+        optim="adamw_torch_fused",
+        **precision(options),
+        eval_strategy="steps",
+        eval_steps=schedule.eval_steps,
+        save_strategy="steps",
+        save_steps=schedule.eval_steps,
+        metric_for_best_model=options.metric,
+        greater_is_better=True,
+        logging_steps=max(1, min(schedule.steps // 100, 20)),
+        logging_nan_inf_filter=False,
+        seed=options.seed,
+        ignore_data_skip=True,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),
+    )
+
+
+class _Progress(ProgressBar):
+    """The bar shows the last accuracy too."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs is not None and "eval_accuracy" in logs:
+            self.shown["accuracy"] = f"{logs['eval_accuracy']:.1%}"
+        super().on_log(args, state, control, logs, **kwargs)
+
+
+def tell(lines: Sequence[str]) -> None:
+    """Print lines without breaking a progress bar."""
+    for line in lines:
+        tqdm.write(line)
