@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neural_layers.distill.validation.class_scores import Array, Labels, Predictions, class_analysis, class_measures
-from neural_layers.distill.validation.measures import Measure
+from neural_layers.distill.validation.class_scores import Labels, Predictions, class_analysis, class_measures
+from neural_layers.distill.validation.measures import Array, Measure
 from neural_layers.distill.validation.recording import RecordingValidator, Resampling, digest, fingerprint
 
 
