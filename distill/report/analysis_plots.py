@@ -17,15 +17,15 @@ HATCHES = {"teacher": "///", "student": "", "baseline": "..."}
 
 
 def length_plot(bins: Sequence[dict[str, Any]]) -> "Figure":
-    """chrF of teacher and student by the length of the source; below each length stands how many sentences have it.
+    """chrF of each model by the length of the source; below each length stands how many sentences have it.
 
-    bins: each with `from` and `to` (words; `to` may be None), `sentences`, and `teacher` and `student`, which are None
-    where there are no sentences
+    bins: each with `from` and `to` (words; `to` may be None), `sentences`, and the score of each model, None where
+    there are no sentences
     """
     with styled_figure(3.4, rows=1) as (figure, (axes,)):
         series = {
             name: [(float(i), one[name]) for i, one in enumerate(bins) if one.get(name) is not None]
-            for name in ("teacher", "student")
+            for name in ("teacher", "baseline", "student")
         }
         texts = [f"{length_words(one)}\n{count(one['sentences'])}" for one in bins]
         axes.set_xticks(range(len(bins)), texts, fontsize=9 if len(bins) <= 6 else 8)

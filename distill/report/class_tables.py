@@ -28,8 +28,11 @@ def confusion_tables(classes: dict[str, Any]) -> str:
     Columns are numbered as the rows are. Right answers are bold and framed; a deeper ground means a larger share of the
     row.
     """
-    names = [name for name in ORDER if name in classes["confusion"]]
-    return "\n".join(_matrix(name, classes["labels"], classes["confusion"][name]) for name in names)
+    names, labels = [name for name in ORDER if name in classes["confusion"]], classes["labels"]
+    # On a narrow page the rows have numbers alone, and their names stand above the first matrix.
+    key = ", ".join(f"<b>{i}</b> {text(label)}" for i, label in enumerate(labels, start=1))
+    matrices = "\n".join(_matrix(name, labels, classes["confusion"][name]) for name in names)
+    return f'<p class="key">{key}</p>\n<div class="matrices">{matrices}</div>'
 
 
 def _matrix(name: str, labels: list[str], matrix: list[list[int]]) -> str:
@@ -38,7 +41,7 @@ def _matrix(name: str, labels: list[str], matrix: list[list[int]]) -> str:
     for i, (label, counts) in enumerate(zip(labels, matrix, strict=True)):
         total = max(sum(counts), 1)
         cells = "".join(_cell(value, value / total, i == j) for j, value in enumerate(counts))
-        rows += f'<tr><th scope="row"><b>{i + 1}</b> {text(label)}</th>{cells}</tr>\n'
+        rows += f'<tr><th scope="row"><b>{i + 1}</b><span> {text(label)}</span></th>{cells}</tr>\n'
     # tabindex: what scrolls sideways must be reached from the keyboard too.
     return f"""<div class="scroll" tabindex="0" role="group" aria-label="confusion matrix of the {text(name)}">
 <table class="confusion"><caption>{text(name)}: true class (row), predicted class (column)</caption>

@@ -11,6 +11,11 @@ def text(value: object) -> str:
     return html.escape(str(value))
 
 
+def prose(sentence: str) -> str:
+    """A sentence as HTML text whose numbers are not parted from their percent signs at the end of a line."""
+    return text(sentence).replace(" %", "&nbsp;%")
+
+
 def table(classes: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of HTML cells. On a narrow page a row of class `cards` becomes a card, where `data-label` repeats the
     header."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 from neural_layers.distill.report.costs import noun
-from neural_layers.distill.report.html_table import fact_table, flatten, text
+from neural_layers.distill.report.html_table import fact_table, flatten, prose, text
 from neural_layers.distill.report.numbers import count, digits, duration
 from neural_layers.distill.report.scores import gate_metric, is_translation, score_named
 from neural_layers.distill.report.sections import (
@@ -52,10 +52,10 @@ def render_report(report: dict[str, Any]) -> str:
 
 def _header(report: dict[str, Any]) -> str:
     verdict = judge(report)
-    remarks = "\n".join(f"<p>{text(remark)}</p>" for remark in verdict.remarks)
+    remarks = "\n".join(f"<p>{prose(remark)}</p>" for remark in verdict.remarks)
     return f"""<h1>{text(report["title"])}</h1>
-<p class="verdict">{text(verdict.sentence)}</p>
-<p><span class="mark {verdict.status}">{text(verdict.mark)}</span></p>
+<p class="verdict">{prose(verdict.sentence)}</p>
+<p><span class="mark {verdict.status}">{prose(verdict.mark)}</span></p>
 {remarks}"""
 
 
@@ -71,7 +71,7 @@ def _examples(report: dict[str, Any]) -> str:
     if is_translation(report):
         note = "Worst: the test sentences whose student translation has the lowest chrF."
     else:
-        note = "Worst: the texts whose class the student holds least likely."
+        note = "Worst: the wrong answers that the student is surest of."
     return f"""<h2>Examples</h2>
 <p class="note">{note} Random: drawn by chance.</p>
 {example_table(report)}"""

@@ -88,5 +88,5 @@ def _told(rollback: dict[str, Any]) -> str:
         worse += f", a difference between {metric.show(rollback['low'])} and {metric.show(rollback['high'])} (95 %)"
     return (
         f"at step {count(rollback['step'])} back to step {count(rollback['to'])}, learning rate "
-        f"× {rollback['learning_rate_factor']:g} ({worse})."
+        f"from then on × {rollback['learning_rate_factor']:g} ({worse})."
     )

@@ -13,7 +13,7 @@ from neural_layers.distill.report.curves import (
     teacher_line,
     validated_scores,
 )
-from neural_layers.distill.report.html_table import text
+from neural_layers.distill.report.html_table import prose, text
 from neural_layers.distill.report.rollbacks import rollback_lines
 from neural_layers.distill.report.scores import gate_metric, score_named
 from neural_layers.distill.report.svg import inline_svg
@@ -55,7 +55,7 @@ def _rollbacks(report: dict[str, Any]) -> str:
     lines = rollback_lines(report)
     if not lines:
         return '<p class="note">Nothing was rolled back.</p>\n' if "rollbacks" in report else ""
-    items = "".join(f"<li>{text(line)}</li>" for line in lines)
+    items = "".join(f"<li>{prose(line)}</li>" for line in lines)
     return f"""<p>Rollbacks, marked in the curves by a triangle with an arrow to the step that training went back to;
 crosses joined by dots show what was given up:</p>
 <ul class="plain">{items}</ul>
@@ -70,7 +70,7 @@ def error_section(report: dict[str, Any]) -> str:
     parts = ["<h2>Error analysis</h2>"]
     if analysis.get("by_length"):
         svg = inline_svg(length_plot(analysis["by_length"]), "length")
-        caption = "chrF on the test sentences by the length of the source. Dashed with triangles: the teacher."
+        caption = "chrF on the test sentences by the length of the source. Long dashes and triangles: the teacher."
         parts.append(_plots([_figure("length", svg, caption)]))
     if analysis.get("rare"):
         parts.append(f"<h3>Rare tokens</h3>\n{rare_table(analysis['rare'])}")
@@ -88,7 +88,7 @@ def class_section(report: dict[str, Any]) -> str:
         parts.append(
             '<h3>Confusion</h3>\n<p class="note">How many test texts of the class of a row were taken for the class of '
             "a column. Right answers are framed; the deeper the ground, the larger the share of the row.</p>\n"
-            f'<div class="matrices">{confusion_tables(classes)}</div>'
+            f"{confusion_tables(classes)}"
         )
     if classes.get("reliability"):
         svg = inline_svg(reliability_plot(classes["reliability"]), "reliability")

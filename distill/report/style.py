@@ -63,6 +63,7 @@ h3 { font-size: 1rem; line-height: 1.3; margin: 1.75rem 0 .5rem; }
 .confusion th[scope=row] { font-weight: 400; padding: .3rem .5rem .3rem 0; max-width: 12rem; overflow-wrap: anywhere; }
 .confusion tbody td { background: color-mix(in srgb, var(--student) calc(var(--share) * .35), transparent); }
 .confusion .right { font-weight: 700; outline: 1.5px solid var(--ink); outline-offset: -2px; }
+.key { display: none; font-size: .875rem; }
 .confusion .none { color: var(--muted); }
 .kind { white-space: nowrap; }
 .kind.worst { font-weight: 600; color: var(--bad); }
@@ -86,6 +87,10 @@ details { margin-top: 1rem; } summary { cursor: pointer; font-weight: 600; paddi
   .cards.sentences td::before { display: block; }
 }
 @media (max-width: 860px) { .plots { grid-template-columns: minmax(0, 1fr); } }
+@media (max-width: 560px) {
+  .key { display: block; } .confusion th span { display: none; }
+  .confusion td, .confusion thead th { padding: .3rem .15rem; min-width: 1.6rem; }
+}
 @media (max-width: 480px) {
   main { padding: 1.25rem .9rem 3rem; }
   figure { padding: .6rem .4rem; } figcaption { padding: 0 .4rem; }

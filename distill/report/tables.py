@@ -114,22 +114,19 @@ def _classes(example: dict[str, Any]) -> list[str]:
 
 
 def rare_table(rare: list[dict[str, Any]]) -> str:
-    """chrF on sentences by how rare their rarest tokens are."""
-    rows = [
-        [text(one["label"]), count(one["sentences"]), _score(one["teacher"]), _score(one["student"])] for one in rare
-    ]
-    return table("numbers", ["source tokens", "sentences", "teacher's chrF", "student's chrF"], rows)
+    """chrF of each model on sentences by how rare their rarest word is."""
+    models = [name for name in MODEL_NOTES if any(name in one for one in rare)]
+    rows = [[text(one["label"]), count(one["sentences"]), *[_score(one.get(name)) for name in models]] for one in rare]
+    return table("numbers cards", ["the source has", "sentences", *[f"{name}'s chrF" for name in models]], rows)
 
 
 def fault_table(analysis: dict[str, Any]) -> str:
     """The shares of translations that copy, repeat, or are empty."""
     names = {"copies": "copies of the source", "repetitions": "repetitions", "empty": "empty translations"}
-    rows = [
-        [text(label), *[_share(analysis[key].get(model)) for model in ("teacher", "student")]]
-        for key, label in names.items()
-        if key in analysis
-    ]
-    return table("numbers", ["fault", "teacher, % of sentences", "student, % of sentences"], rows)
+    faults = {label: analysis[key] for key, label in names.items() if key in analysis}
+    models = [name for name in MODEL_NOTES if any(name in shares for shares in faults.values())]
+    rows = [[text(label), *[_share(shares.get(name)) for name in models]] for label, shares in faults.items()]
+    return table("numbers cards", ["fault", *[f"{name}, % of sentences" for name in models]], rows)
 
 
 def _maybe(value: float | None) -> str:

@@ -78,17 +78,17 @@ def gate_remarks(report: dict[str, Any]) -> list[str]:
         ending = f"The gate stopped the training: {went_back}, as many as it allows{said}, and the student is that one."
     else:
         ending = f"The training ran to its end: {went_back}{said}."
+    asked = f"which was to keep {_round(gate['min_retention'])} % of the teacher's quality"
+    if gate["passed"]:
+        final = f"The gate passed the student, {asked}."
+    else:
+        names = " and ".join(score_named(name).label for name in gate.get("failed", [])) or shown.label
+        final = f"The gate failed the student, {asked}; it fell short in {names}."
     limits = (
         f"The gate goes back where {shown.label} falls by more than {_round(gate['max_drop'])} % of the best and the "
         f"fall is certain to {_round(gate['confidence'])} % in {count(gate['samples'])} bootstrap samples; it stops "
         f"after {count(gate['patience'])} rollbacks."
     )
-    asked = f"{_round(gate['min_retention'])} % of the teacher's {shown.label}"
-    if gate["passed"]:
-        final = f"The gate passed the student, which was to keep {asked}."
-    else:
-        names = ", ".join(score_named(name).label for name in gate.get("failed", [])) or shown.label
-        final = f"The gate failed the student, which was to keep {asked}; it fell short in {names}."
     return [final, ending, limits]
 
 

@@ -230,7 +230,7 @@ def test_verdict_says_what_happened(teacher: float, student: float, status: str,
 @pytest.mark.usefixtures("without_plots")
 def test_page_shows_the_verdict_with_its_mark_and_remarks() -> None:
     report = _report(40.0, 24.8)
-    text = _Page(render_report(report)).text
+    text = [part.replace("\xa0", " ") for part in _Page(render_report(report)).text]
     verdict = judge(report)
     assert {verdict.sentence, verdict.mark, *verdict.remarks} <= set(text)
 

@@ -58,8 +58,8 @@ def test_rollbacks_are_marked_at_their_steps_in_every_curve_of_the_student(trans
         assert any(line.get_marker() == "x" and line.get_xdata()[-1] == 4000 for line in axes.lines)
     assert not [line for line in loss_plot(translation).axes[1].lines if line.get_marker() == "v"]
     assert rollback_lines(translation)[0] == (
-        "R1: at step 4,000 back to step 3,000, learning rate × 0.5 (BLEU 18.2 after 24.1, a difference between -7.3 "
-        "and -4.4 (95 %))."
+        "R1: at step 4,000 back to step 3,000, learning rate from then on × 0.5 (BLEU 18.2 after 24.1, a difference "
+        "between -7.3 and -4.4 (95 %))."
     )
 
 
@@ -107,7 +107,7 @@ def test_the_gates_threshold_decides_not_a_constant(translation: dict[str, Any])
 
 def test_the_gate_is_told_in_words(translation: dict[str, Any], classification: dict[str, Any]) -> None:
     remarks = judge(translation).remarks
-    assert "The gate passed the student, which was to keep 90 % of the teacher's BLEU." in remarks
+    assert "The gate passed the student, which was to keep 90 % of the teacher's quality." in remarks
     assert "The training ran to its end: 2 rollbacks were made; the best validation was at step 9,000." in remarks
     verdict = judge(classification)
     assert verdict.sentence == (
@@ -115,7 +115,7 @@ def test_the_gate_is_told_in_words(translation: dict[str, Any], classification: 
     )
     text = " ".join(verdict.remarks)
     assert (
-        "The gate failed the student, which was to keep 90 % of the teacher's accuracy; it fell short in accuracy."
+        "The gate failed the student, which was to keep 90 % of the teacher's quality; it fell short in accuracy."
         in text
     )
     assert "The gate stopped the training: 3 rollbacks were made, as many as it allows" in text
