@@ -43,10 +43,11 @@ def _matrix(name: str, labels: list[str], matrix: list[list[int]]) -> str:
         cells = "".join(_cell(value, value / total, i == j) for j, value in enumerate(counts))
         rows += f'<tr><th scope="row"><b>{i + 1}</b><span> {text(label)}</span></th>{cells}</tr>\n'
     # tabindex: what scrolls sideways must be reached from the keyboard too.
-    return f"""<div class="scroll" tabindex="0" role="group" aria-label="confusion matrix of the {text(name)}">
-<table class="confusion"><caption>{text(name)}: true class (row), predicted class (column)</caption>
+    return f"""<div><p class="matrix">{text(name)}: true class (row), predicted class (column)</p>
+<div class="scroll" tabindex="0" role="group" aria-label="confusion matrix of the {text(name)}">
+<table class="confusion">
 <thead><tr><td></td>{numbers}</tr></thead><tbody>
-{rows}</tbody></table></div>"""
+{rows}</tbody></table></div></div>"""
 
 
 def _cell(value: int, share: float, is_right: bool) -> str:

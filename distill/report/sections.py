@@ -92,10 +92,11 @@ def class_section(report: dict[str, Any]) -> str:
         )
     if classes.get("reliability"):
         svg = inline_svg(reliability_plot(classes["reliability"]), "reliability")
+        looks = {"teacher": "hatched", "baseline": "dotted", "student": "filled"}
+        bars = ", ".join(f"{look}: the {name}" for name, look in looks.items() if name in classes["reliability"])
         caption = (
             "Above: how often the models are right when they are so confident; below the dotted, ideal line they are "
-            "too confident. Below: the share of texts at each confidence; hatched: the teacher, dotted: the baseline, "
-            "filled: the student."
+            f"too confident. Below: the share of texts at each confidence; {bars}."
         )
         parts.append(f"<h3>Reliability</h3>\n{_plots([_figure('reliability', svg, caption)])}")
     return "\n".join(parts)

@@ -57,7 +57,7 @@ h3 { font-size: 1rem; line-height: 1.3; margin: 1.75rem 0 .5rem; }
 .matrices { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 32rem), 1fr)); gap: 1.5rem; }
 .scroll { overflow-x: auto; min-width: 0; }
 .confusion { width: auto; font-size: .8rem; font-variant-numeric: tabular-nums; }
-.confusion caption { text-align: left; font-weight: 600; padding: .2rem 0 .4rem; }
+.matrix { font-size: .85rem; font-weight: 600; } .matrices > div { min-width: 0; }
 .confusion td, .confusion thead th {
   text-align: center; padding: .3rem .35rem; min-width: 1.9rem; overflow-wrap: normal; }
 .confusion th[scope=row] { font-weight: 400; padding: .3rem .5rem .3rem 0; max-width: 12rem; overflow-wrap: anywhere; }
