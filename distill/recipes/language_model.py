@@ -2,11 +2,12 @@
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from neural_layers.distill.files import save_json
@@ -25,19 +26,23 @@ from neural_layers.distill.recipes.language_model_trainer import LanguageModelTr
 from neural_layers.distill.recipes.versions import git_revision, versions
 from neural_layers.distill.text.feed import BatchPlan
 from neural_layers.distill.text.tokenizing import load_text_tokenizer
+from neural_layers.distill.tracking import add_statistics, tracker_names, tracking_arguments
 from neural_layers.distill.validation.language import LanguageValidator
 from neural_layers.errors import InputError
 from neural_layers.models.loading import check_model_folder
 
 
-def train_language_model(options: LanguageModelOptions, command: str = "") -> dict[str, Any]:
-    """Run the recipe, or continue it; return the content of `report.json`.
+def train_language_model(
+    options: LanguageModelOptions, command: str = "", callbacks: Sequence[TrainerCallback] = ()
+) -> dict[str, Any]:
+    """Run the recipe, or continue it; return the content of `report.json`. `callbacks` go to the trainer.
 
     Raises InputError for input that a person can mend, FloatingPointError where training diverges, OSError where a file
     cannot be written; the last checkpoint is good in each case, and the same call continues from it.
     """
     started = time.perf_counter()
     options.check()
+    tracker_names(options.report_to)
     if options.model is not None:
         check_model_folder(options.model)
     data = find_data(options)
@@ -63,6 +68,8 @@ def train_language_model(options: LanguageModelOptions, command: str = "") -> di
     if arguments.process_index == 0:
         run.begin({**_config(options), "data": opened.described, "parameters": model.num_parameters()})
     trainer = _trainer(options, run, arguments, model, opened, plan)
+    for callback in callbacks:
+        trainer.add_callback(callback)
     _train(trainer, run)
     return _finish(options, run, trainer, opened, started, command)
 
@@ -112,6 +119,7 @@ def _trainer(
             plan.world,
             folder=run.path / "validation" if is_main else None,
         )
+    progress = LanguageModelProgress(run, plan.step * options.context, "tensorboard" in options.report_to)
     trainer = LanguageModelTrainer(
         model=model,
         args=arguments,
@@ -121,9 +129,10 @@ def _trainer(
         patience=options.patience,
         keep=options.keep,
         fsdp=options.fsdp,
-        callbacks=[LanguageModelProgress(run, plan.step * options.context)] if is_main else [],
+        callbacks=[progress] if is_main else [],
     )
     trainer.remove_callback(PrinterCallback)
+    add_statistics(trainer, options.statistics)
     if plan.rank:
         torch.manual_seed(options.seed + plan.rank)  # dropout of its own; the weights are equal by now
     return trainer
@@ -183,6 +192,7 @@ def _validation(history: list[dict[str, Any]], step: int) -> dict[str, float]:
 def _arguments(options: LanguageModelOptions, run: LanguageModelRun, validates: bool) -> TrainingArguments:
     is_cpu = not torch.cuda.is_available()
     is_distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun sets it
+    trackers = tracker_names(options.report_to)
     schedule, extra = options.schedule, {}
     if schedule == "cosine":
         schedule, extra = (
@@ -215,7 +225,8 @@ def _arguments(options: LanguageModelOptions, run: LanguageModelRun, validates: 
         logging_nan_inf_filter=False,
         seed=options.seed,
         ignore_data_skip=True,
-        report_to="none",
+        # TensorBoard is written with the log.
+        **tracking_arguments(tuple(name for name in trackers if name != "tensorboard"), run.path, run.path.name),
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,

@@ -8,7 +8,7 @@ from typing import Any
 from neural_layers.errors import InputError
 
 # What may change when a run is continued: none of it changes the numbers of the result.
-_FREE = ("out", "resume", "cache", "keep")
+_FREE = ("out", "resume", "cache", "keep", "report_to", "statistics")
 SCHEDULES = ("cosine", "linear", "constant")
 
 
@@ -31,6 +31,7 @@ class LanguageModelOptions:
     patience: validations without a better loss after which training stops; the best weights are then the result
     streaming: never hold the data or its tokens, in memory or on disk
     separator: what divides `.txt` files into documents
+    report_to: trackers with commas between, or "none"; statistics: steps between norms of gradients and weights
     """
 
     data: tuple[str, ...]
@@ -71,6 +72,8 @@ class LanguageModelOptions:
     seed: int = 0
     streaming: bool = False
     cache: Path | None = None
+    report_to: str = "tensorboard"
+    statistics: int | None = None
     resume: bool = False
 
     @property
@@ -94,7 +97,7 @@ class LanguageModelOptions:
     def check(self) -> None:
         """Raise InputError for a value that cannot be, naming the option."""
         whole = ("steps", "batch", "accumulate", "eval_steps", "save_steps", "keep")
-        sizes = ("layers", "width", "heads", "kv_heads", "ff", "patience")
+        sizes = ("layers", "width", "heads", "kv_heads", "ff", "patience", "statistics")
         for name in whole + sizes:
             value = getattr(self, name)
             if value is not None and value < (0 if name == "ff" else 1):

@@ -15,19 +15,23 @@ class LanguageModelProgress(TrainerCallback):
     """A bar with step, loss, validation and tokens/s and the time that remains; the log and TensorBoard get the same.
 
     run: whose `train_log.jsonl` and `tensorboard/` are written. tokens: of one step, over all processes
+    tensorboard: whether that is written
     """
 
-    def __init__(self, run: RunFolder, tokens: int) -> None:
-        self.run, self.tokens = run, tokens
+    def __init__(self, run: RunFolder, tokens: int, tensorboard: bool = True) -> None:
+        self.run, self.tokens, self.tensorboard = run, tokens, tensorboard
         self.shown: dict[str, str] = {}
         self.writer: Any = None
+        self.bar: Any = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        if self.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=state.global_step + 1)
+            # Not the one of transformers: it would keep what comes after the checkpoint that a run goes on from.
+            self.writer = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=state.global_step + 1)
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", smoothing=0.1)
         self.busy, self.since, self.since_step = 0.0, time.perf_counter(), state.global_step
 
@@ -57,14 +61,15 @@ class LanguageModelProgress(TrainerCallback):
         if "eval_loss" in logs:
             self.shown["valid"] = f"{logs['eval_loss']:.3f}"
         self.run.append_log({"step": state.global_step, **logs})
-        for name, value in logs.items():
+        for name, value in logs.items() if self.writer else ():
             self.writer.add_scalar(name, value, state.global_step)
         self.bar.set_postfix(self.shown, refresh=False)
         self.since = time.perf_counter()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.since = time.perf_counter()
-        self.writer.flush()
+        if self.writer:
+            self.writer.flush()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -75,6 +80,7 @@ class LanguageModelProgress(TrainerCallback):
         """End the bar and the TensorBoard file, also where training broke off."""
         if self.writer is not None:
             self.writer.close()
+        if self.bar is not None:
             self.bar.close()
 
 

@@ -23,7 +23,8 @@ def print_training(report: dict[str, Any], out: Path) -> None:
         table.add_row(name, value)
     Console().print(table)
     print(f"model: {report['model']}")
-    print(f"TensorBoard: tensorboard --logdir {out / 'tensorboard'}")
+    if (out / "tensorboard").is_dir():
+        print(f"TensorBoard: tensorboard --logdir {out / 'tensorboard'}")
 
 
 def _number(value: float | None) -> str:

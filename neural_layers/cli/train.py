@@ -84,7 +84,19 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--save-steps", type=int, default=250, metavar="N", help="between checkpoints; default: 250")
     group.add_argument("--keep", type=int, default=2, metavar="N", help="checkpoints that stay; default: 2")
     group.add_argument("--seed", type=int, default=0, metavar="N")
+    add_tracking(group, default="tensorboard")
     group.add_argument("--threads", type=int, metavar="N", help="of the CPU; the same bits need the same number")
+
+
+def add_tracking(parser: Any, default: str) -> None:
+    """Declare where the figures of a training go."""
+    parser.add_argument(
+        "--report-to",
+        default=default,
+        metavar="NAMES",
+        help=f"tensorboard, wandb, mlflow, by commas, or none; default: {default}",
+    )
+    parser.add_argument("--statistics", type=int, metavar="N", help="log norms of gradients and weights every N steps")
 
 
 def unescaped(text: str) -> str:
@@ -96,7 +108,7 @@ def run_train(options: argparse.Namespace) -> int:
     """Run the recipe, print the table and the paths."""
     from neural_layers.errors import InputError, require
 
-    require("transformers", "accelerate", "tqdm", "tensorboard", extra="train")
+    require("transformers", "accelerate", "tqdm", extra="train")
     import torch
     from transformers.utils import logging
 
