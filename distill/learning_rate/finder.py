@@ -11,8 +11,12 @@ from transformers import Trainer
 from neural_layers.distill.learning_rate.curve import DIVERGED, LearningRateCurve, exponential_rates, smooth
 from neural_layers.distill.learning_rate.restoring import as_it_was
 
+DEFAULT_STEPS = 100
 
-def find_learning_rate(trainer: Trainer, low: float = 1e-7, high: float = 1.0, steps: int = 100) -> LearningRateCurve:
+
+def find_learning_rate(
+    trainer: Trainer, low: float = 1e-7, high: float = 1.0, steps: int = DEFAULT_STEPS
+) -> LearningRateCurve:
     """Train for up to `steps` steps at rates that grow from `low` to `high`, and suggest one (arXiv 1506.01186).
 
     Each step is one of the trainer's own: its batches, its accumulation, its loss, its clipping, its optimiser with

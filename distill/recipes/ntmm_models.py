@@ -84,18 +84,17 @@ def _check_classes(model: PreTrainedModel, folder: Path, classes: Sequence[str])
         )
 
 
-def new_hybrid(
-    sizes: dict[str, Any], mixers: str, tokenizer: Any, classes: Sequence[str], max_length: int, seed: int
-) -> HybridForSequenceClassification:
-    """A hybrid classifier with new weights. sizes: fields of `HybridConfig`; mixers: as `mixers_named` takes them.
+def hybrid_config(
+    sizes: dict[str, Any], mixers: str, tokenizer: Any, classes: Sequence[str], max_length: int
+) -> HybridConfig:
+    """Of a new hybrid classifier. sizes: fields of `HybridConfig`; mixers: as `mixers_named` takes them.
 
     Raises InputError for sizes that do not fit each other.
     """
     depth = _PATTERN_DEPTH if mixers in ("hybrid", "samba") else mixers.count(",") + 1
     names = mixers_named(mixers, depth)
-    set_seed(seed)
     try:
-        config = HybridConfig(
+        return HybridConfig(
             vocab_size=max(tokenizer.get_vocab().values()) + 1,
             num_hidden_layers=depth,
             mixers=names,
@@ -107,9 +106,15 @@ def new_hybrid(
             eos_token_id=tokenizer.eos_token_id,
             **sizes,
         )
+    except ValueError as error:
+        raise InputError(f"the model cannot be built: {first_line(error)}") from error
+
+
+def new_hybrid(config: HybridConfig, seed: int) -> HybridForSequenceClassification:
+    """A hybrid classifier with new weights. Raises InputError for sizes that do not fit each other."""
+    set_seed(seed)
+    try:
         return HybridForSequenceClassification(config)
-    except InputError:
-        raise
     except ValueError as error:
         raise InputError(f"the model cannot be built: {first_line(error)}") from error
 

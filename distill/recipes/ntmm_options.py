@@ -42,6 +42,7 @@ class NTMMOptions:
     max_drop, gate_patience, lr_factor, min_retention: of the `QualityGate`
     baseline:   also train the student without the teacher
     compress:   forms of the student to make and measure, by commas
+    find_lr:    steps of a range test, which is then all that is done
     """
 
     data: tuple[str, ...]
@@ -101,7 +102,7 @@ class NTMMOptions:
     min_retention: float = 0.9
     baseline: bool = False
     compress: str | None = None
-    find_lr: bool = False
+    find_lr: int | None = None
     seed: int = 0
     resume: bool = False
 
@@ -122,6 +123,7 @@ class NTMMOptions:
         """Raise InputError for a value that cannot be, naming the option."""
         for name in ("max_length", "batch", "accumulate", "steps", "teacher_steps", "eval_steps", "student_layers"):
             self._check(name, lambda value: value >= 1, "must be at least 1")
+        self._check("find_lr", lambda value: value >= 10, "steps are too few for a curve; give at least 10")
         for name in ("teacher_width", "student_width", "teacher_heads", "student_heads"):
             self._check(name, lambda value: value >= 1, "must be at least 1")
         for name in ("epochs", "teacher_epochs", "lr", "teacher_lr"):

@@ -21,6 +21,7 @@ from neural_layers.distill.recipes.ntmm_run import NTMMRun
 from neural_layers.distill.text.tokenizing import bpe_tokenizer
 from neural_layers.distill.validation.recording import digest
 from neural_layers.errors import InputError
+from neural_layers.models.loading import model_type
 
 _BPE = "bpe:"
 DEFAULT_TOKENIZER = "bpe:4096"
@@ -82,6 +83,9 @@ def open_models(options: NTMMOptions, data: ClassificationData, run: NTMMRun) ->
 
     Raises: InputError for folders that cannot be used, tokenizers that differ, and models that do not fit.
     """
+    for folder in (options.teacher, options.student):
+        if folder is not None:
+            model_type(folder)
     tokenizer = _tokenizer(options, data, run)
     teacher = student = None
     if options.teacher is not None:

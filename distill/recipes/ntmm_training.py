@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from neural_layers.distill.classification import ClassBalance, MedicalTextAugmenter
@@ -119,6 +119,7 @@ def build_trainer(
         texts=data.valid.texts,
         options=ClassificationOptions(),
     )
+    progress = ProgressBar(name, run, options.metric)
     trainer = DistillationTrainer(
         model=model,
         args=_arguments(options, run, name, schedule),
@@ -130,8 +131,9 @@ def build_trainer(
         gate=gate,
         keeps_best=True,
         patience=options.patience or None,
-        callbacks=[_Progress(name, run)],
+        callbacks=[progress],
     )
+    progress.trainer = trainer
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -212,22 +214,6 @@ def _arguments(options: NTMMOptions, run: NTMMRun, name: str, schedule: Schedule
         dataloader_pin_memory=False,
         use_cpu=not torch.cuda.is_available(),
     )
-
-
-class _Progress(ProgressBar):
-    """The bar shows the last accuracy too."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if logs is not None and "eval_accuracy" in logs:
-            self.shown["accuracy"] = f"{logs['eval_accuracy']:.1%}"
-        super().on_log(args, state, control, logs, **kwargs)
 
 
 def tell(lines: Sequence[str]) -> None:

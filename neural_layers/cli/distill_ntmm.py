@@ -97,7 +97,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch", type=int, default=8, metavar="N", help="texts of a forward pass; default: 8")
     group.add_argument("--accumulate", type=int, default=4, metavar="N", help="forward passes of a step; default: 4")
     group.add_argument("--lr", type=float, metavar="X", help="default: 5e-5 for given weights, 0.001 for new")
-    group.add_argument("--find-lr", action="store_true", help="only test learning rates for the next training")
+    group.add_argument(
+        "--find-lr", type=int, nargs="?", const=100, metavar="N", help="only test learning rates, N (100) of them"
+    )
     group.add_argument("--warmup", type=float, default=0.1, metavar="X", help="share of the steps; default: 0.1")
     group.add_argument("--weight-decay", type=float, default=0.01, metavar="X", help="default: 0.01")
     group.add_argument("--clip", type=float, default=1.0, metavar="X", help="norm of the gradient; default: 1")
@@ -148,7 +150,7 @@ def run_ntmm(options: argparse.Namespace) -> int:
         torch.set_num_threads(options.threads)
     given = {name: value for name, value in vars(options).items() if name in NTMMOptions.__dataclass_fields__}
     chosen = NTMMOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
-    if chosen.find_lr:
+    if chosen.find_lr is not None:
         return _find_rate(chosen)
     report = distill_ntmm(chosen, command=options.command_line)
     print_table(report)
