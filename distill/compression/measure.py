@@ -6,9 +6,11 @@ from typing import Any
 
 from neural_layers.distill.compression.compress import BATCH, STUDENT, Compressed
 from neural_layers.distill.compression.timing import measure_latency, measure_throughput
+from neural_layers.distill.report.numbers import percent
+from neural_layers.distill.report.scores import score_named
 
 Predict = Callable[[Sequence[str]], Any]
-LOWER_IS_BETTER = ("ter", "loss", "calibration_error")
+LOWER_IS_BETTER = ("ter", "loss", "perplexity", "bits_per_byte", "calibration_error")
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,14 @@ def verdict(entry: Mapping[str, Any], threshold: Threshold) -> str:
     """One line on an entry of `measure_compressed`: what it keeps of the teacher, and whether that is enough."""
     if entry["quality"] is None:
         return f"{entry['variant']} failed: {entry['note']}"
-    kept = ", ".join(
-        f"{metric}: cannot be told"
-        if entry["retention"][metric] is None
-        else f"{entry['retention'][metric]:.1%} of {metric}"
-        for metric in threshold.metrics
-    )
-    word = "passed" if entry["passed"] else "failed"
-    return f"{entry['variant']} {word}: it keeps {kept} (at least {threshold.min_retention:.1%} is asked for)"
+    kept = " and ".join(_share(metric, entry["retention"][metric]) for metric in threshold.metrics)
+    word, least = "passed" if entry["passed"] else "failed", percent(threshold.min_retention)
+    return f"{entry['variant']} {word}: it keeps {kept} (at least {least} % is asked for)"
+
+
+def _share(metric: str, kept: float | None) -> str:
+    label = score_named(metric).label
+    return f"nothing of {label}, of which the teacher has none" if kept is None else f"{percent(kept)} % of {label}"
 
 
 def _one(predict: Predict) -> Callable[[str], Any]:

@@ -82,4 +82,5 @@ def _kept(report: dict[str, Any]) -> str:
         return said
     number = len(report.get("rollbacks", []))
     went_back = "1 rollback" if number == 1 else f"{number} rollbacks"
-    return f"{said}: {'passed' if gate['passed'] else 'failed'} ({gate['min_retention']:.0%} asked for), {went_back}"
+    word, least = "passed" if gate["passed"] else "failed", percent(gate["min_retention"]).removesuffix(".0")
+    return f"{said}: {word} ({least} % asked for), {went_back}"

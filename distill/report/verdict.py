@@ -38,7 +38,9 @@ def judge(report: dict[str, Any]) -> Verdict:
     taught, learned = teacher["quality"][metric], student["quality"][metric]
     kept = report["retention"].get(metric)
     threshold = f"the threshold is {_round(least)} % of the teacher's {shown.label}"
-    failed = [score_named(name).label for name in gate.get("failed", [])]
+    # A share that cannot be told is no loss that the mark could name.
+    untold = [metric] if kept is None else []
+    failed = [score_named(name).label for name in gate.get("failed", []) if name not in untold]
     if kept is None:
         status, mark = "unknown", "Quality kept: cannot be told"
         sentence = (
@@ -59,8 +61,8 @@ def judge(report: dict[str, Any]) -> Verdict:
         status, mark = "lost", f"Quality not kept ({threshold})"
         # 0.8996 must not read as the 90.0 % that it misses.
         sentence = f"The student keeps only {percent(min(kept, least - 1e-3))} % of the teacher's {shown.label}"
-    if failed and status not in ("lost", "unknown"):
-        status, mark = "lost", f"Quality not kept: {', '.join(failed)} ({threshold})"
+    if failed and status != "lost":
+        status, mark = "lost", f"Quality not kept: {' and '.join(failed)} ({threshold})"
     cost = _cost_phrase(teacher["parameters"], student["parameters"])
     return Verdict(f"{sentence}{cost}.", status, mark, (*_remarks(report, metric), *gate_remarks(report)))
 

@@ -142,7 +142,7 @@ def test_each_form_goes_through_the_evaluation_and_the_threshold(forms: dict[str
     assert entries[1]["kept"] == {"bleu": pytest.approx(45.01 / 48), "ter": pytest.approx(0.9)}
     assert set(entries[2]["latency_ms"]) == {"p50", "p95", "p99"}
     assert entries[2]["throughput"] > 0
-    assert told[2] == "nf4 failed: it keeps 89.8% of bleu (at least 90.0% is asked for)"
+    assert told[2] == "nf4 failed: it keeps 89.8 % of BLEU (at least 90.0 % is asked for)"
     assert json.loads(json.dumps(entries, allow_nan=False)) == entries
 
 

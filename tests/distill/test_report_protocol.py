@@ -101,6 +101,10 @@ def test_the_gates_threshold_decides_not_a_constant(translation: dict[str, Any])
     assert verdict.sentence.startswith("The student keeps only 95.7 % of the teacher's BLEU")
     other = {**translation, "gate": {**translation["gate"], "passed": False, "failed": ["chrf"]}}
     assert judge(other).mark.startswith("Quality not kept: chrF")
+    untold = {**strict, "retention": {**translation["retention"], "bleu": None}}
+    assert judge(untold).status == "unknown"
+    untold["gate"] = {**untold["gate"], "failed": ["bleu", "chrf"]}
+    assert judge(untold).mark.startswith("Quality not kept: chrF (")
     named = {**translation, "gate": {**translation["gate"], "metric": "chrf"}}
     assert "of the teacher's chrF" in judge(named).sentence
 
