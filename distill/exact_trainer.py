@@ -1,6 +1,7 @@
 """A trainer whose runs can be cut off anywhere: the same batch for the same step, and checkpoints that hold it all."""
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -85,11 +86,18 @@ class ExactTrainer(Trainer):
         # So that Trainer counts the labels of all accumulated batches, by which the loss is then divided.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self._checkpoint: Checkpoint | None = None
+        self._seconds_before = 0.0
+        self._started = time.perf_counter()
 
     @property
     def folder(self) -> Path:
         """Where the checkpoints are."""
         return Path(self.args.output_dir or ".")
+
+    @property
+    def seconds(self) -> float:
+        """How long the training has taken, with its validations; over all processes that it was continued in."""
+        return self._seconds_before + time.perf_counter() - self._started
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         # Without workers nothing is read ahead; with a generator of its own no random number of the run is drawn.
@@ -169,6 +177,7 @@ class ExactTrainer(Trainer):
             "schedule": self.lr_scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "logged": self._globalstep_last_logged,
+            "seconds": round(self.seconds, 3),
             "data": self.feed.state(),
         }
 
@@ -196,6 +205,7 @@ class ExactTrainer(Trainer):
                 raise ValueError(f"{resume_from_checkpoint} is no complete checkpoint")
             self._load_weights(self._checkpoint)
         self._reset()
+        self._start_clock()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _reset(self) -> None:
@@ -204,7 +214,13 @@ class ExactTrainer(Trainer):
     def restore_finished(self, checkpoint: Checkpoint) -> None:
         """Take over a checkpoint that was the last of its training: there is nothing left to train."""
         self._load_weights(checkpoint)
+        self._checkpoint = checkpoint
+        self._start_clock()
         self.state = TrainerState.load_from_json(str(checkpoint.folder / TRAINER_STATE))
+
+    def _start_clock(self) -> None:
+        self._seconds_before = 0.0 if self._checkpoint is None else self._checkpoint.state["seconds"]
+        self._started = time.perf_counter()
 
     def _load_weights(self, checkpoint: Checkpoint) -> None:
         load_weights(self.model, checkpoint.folder)

@@ -33,15 +33,7 @@ class GateState:
     @classmethod
     def open(cls, folder: Path, validations: Path | None) -> "GateState":
         """What is on disk, with a rollback that was cut off carried out. Raises InputError where it cannot be read."""
-        file = folder / _FILE
-        if not file.is_file():
-            return cls(folder, validations)
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            rollbacks = [Rollback(**entry) for entry in found["rollbacks"]]
-            state = cls(folder, validations, rollbacks, found["stopped_at"], found["carried_out"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file} is no gate's record ({error}); give another --out") from error
+        state = cls(folder, validations, **_read(folder))
         state.carry_out()
         return state
 
@@ -91,3 +83,20 @@ class GateState:
         rollbacks = [rollback.as_dict() for rollback in self.rollbacks]
         content = {"rollbacks": rollbacks, "stopped_at": self.stopped_at, "carried_out": self.carried_out}
         save_json(self.folder / _FILE, content)
+
+
+def decided_rollbacks(folder: Path) -> int:
+    """How many rollbacks the training in `folder` has decided for. Raises InputError where that cannot be read."""
+    return len(_read(folder).get("rollbacks", []))
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    file = folder / _FILE
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        rollbacks = [Rollback(**entry) for entry in found["rollbacks"]]
+        return {"rollbacks": rollbacks, "stopped_at": found["stopped_at"], "carried_out": found["carried_out"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is no gate's record ({error}); give another --out") from error

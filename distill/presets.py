@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from neural_layers.distill.losses.schedule import Schedule
 from neural_layers.errors import InputError
 
 
@@ -28,10 +29,11 @@ class CVMPreset:
     max_length: int
     teacher_training: Training
     student_training: Training
-    temperature: float = 6.0
-    alpha: float = 0.8
-    beta: float = 0.2
+    temperature: Schedule = Schedule(6.0, 6.0)
+    alpha: Schedule = Schedule(0.8, 0.8)
+    beta: Schedule = Schedule(0.2, 0.2)
     eval_steps: int = 1000
+    save_steps: int = 1000
     eval_sentences: int = 400
 
     def with_steps(self, steps: int | None, teacher_steps: int | None) -> "CVMPreset":
@@ -73,7 +75,7 @@ PRESETS = {
         max_length=64,
         teacher_training=Training(1800, 32, 2e-3, 180, label_smoothing=0.1),
         student_training=Training(1600, 32, 4e-3, 160),
-        temperature=2.0,
+        temperature=Schedule(2.0, 2.0),
         eval_steps=400,
         eval_sentences=150,
     ),
@@ -85,7 +87,7 @@ PRESETS = {
         max_length=128,
         teacher_training=Training(5000, 32, 2e-3, 500, label_smoothing=0.1),
         student_training=Training(5000, 32, 2e-3, 500),
-        temperature=2.0,
+        temperature=Schedule(2.0, 2.0),
         eval_steps=1000,
         eval_sentences=424,
     ),

@@ -10,12 +10,15 @@ from neural_layers.distill.run_folder import RunFolder
 
 
 class ProgressBar(TrainerCallback):
-    """One bar for the training of one model, with its loss and last BLEU; every log goes to the run's log too."""
+    """One bar for the training of one model, with its loss and its last score; every log goes to the run's log too.
 
-    def __init__(self, name: str, run: RunFolder) -> None:
-        self.name, self.run = name, run
+    score: the metric to show. trainer: set before the training; the log tells how often it has gone back so far.
+    """
+
+    def __init__(self, name: str, run: RunFolder, score: str = "bleu") -> None:
+        self.name, self.run, self.score = name, run, score
         self.shown: dict[str, str] = {}
-        self.records: list[dict[str, float | None]] = []
+        self.trainer: Any = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -35,13 +38,13 @@ class ProgressBar(TrainerCallback):
     ) -> None:
         # A gradient norm may overflow while the loss stays finite; JSON has no number for it.
         finite = {k: v if math.isfinite(v) else None for k, v in (logs or {}).items()}
-        record: dict[str, float | None] = {"step": state.global_step, **finite}
-        self.run.append_log({"model": self.name, **record})
-        self.records.append(record)
-        if record.get("loss") is not None:
-            self.shown["loss"] = f"{record['loss']:.3f}"
-        if record.get("eval_bleu") is not None:
-            self.shown["BLEU"] = f"{record['eval_bleu']:.1f}"
+        branch = {"rollbacks": len(self.trainer.rollbacks)} if self.trainer and self.trainer.rollbacks else {}
+        self.run.append_log({"model": self.name, "step": state.global_step, **branch, **finite})
+        loss, score = finite.get("loss"), finite.get(f"eval_{self.score}")
+        if loss is not None:
+            self.shown["loss"] = f"{loss:.3f}"
+        if score is not None:
+            self.shown[self.score] = f"{score:.4g}"
         self.bar.set_postfix(self.shown, refresh=False)
 
     def on_train_end(

@@ -1,42 +1,77 @@
-"""Teacher and student side by side: quality, size, latency."""
+"""Teacher, student and baseline on the test sentences: the parts of the report that need the models."""
 
 import random
-import statistics
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from tqdm.auto import tqdm
 
+from neural_layers.distill.compression import Threshold, compress, measure_compressed, predictor
+from neural_layers.distill.compression.timing import measure_latency, measure_throughput
 from neural_layers.distill.data.pairs import SentencePair
-from neural_layers.distill.recipes.training import TrainedModel
-from neural_layers.distill.validation import translate, translation_quality
-from neural_layers.distill.validation.metrics import sentence_chrf
-from neural_layers.distill.validation.translation import ratio
+from neural_layers.distill.gate import QualityGate
+from neural_layers.distill.recipes.trained import Trained
+from neural_layers.distill.validation import (
+    Measure,
+    TranslationOptions,
+    TranslationScorer,
+    ratio_interval,
+    translate,
+)
+from neural_layers.distill.validation.analysis import analyse, worst
+from neural_layers.distill.validation.recording import scores
 
-_TIMED_SENTENCES, _WORST, _RANDOM = 30, 5, 7
+RETAINED = ("bleu", "chrf")
+_TIMED, _BATCHED, _WORST, _RANDOM = 100, 256, 5, 7
 
 
-def compare(
-    models: Mapping[str, nn.Module],
-    trained: dict[str, TrainedModel],
-    tokenizer: Any,
-    test: list[SentencePair],
-    folders: dict[str, Path],
-) -> dict[str, Any]:
-    """The parts `models`, `retention` and `examples` of the report, on the test pairs.
+@dataclass(frozen=True)
+class Tested:
+    """What the models make of the test sentences: translations and measures, by the model's name."""
 
-    folders: where the weights of each model lie.
-    """
+    sources: list[str]
+    references: list[str]
+    translations: dict[str, list[str]]
+    measures: dict[str, dict[str, Measure]]
+    scorer: TranslationScorer
+
+
+def translate_test(
+    models: Mapping[str, nn.Module], tokenizer: Any, test: Sequence[SentencePair], options: TranslationOptions
+) -> Tested:
+    """Let each model translate the test sentences."""
     sources, references = [p.source for p in test], [p.target for p in test]
+    scorer = TranslationScorer(references, options.language, options.encoder)
     translations = {}
     for name, model in tqdm(models.items(), desc="test", unit="model"):
         model.eval()
         translations[name] = translate(model, tokenizer, sources)
-    quality = {name: translation_quality(texts, references).as_dict() for name, texts in translations.items()}
-    latency = _latencies(models, tokenizer, sources[:_TIMED_SENTENCES])
+    measures = {name: scorer.measures(texts) for name, texts in translations.items()}
+    return Tested(sources, references, translations, measures, scorer)
+
+
+def compare(
+    models: Mapping[str, nn.Module],
+    trained: Mapping[str, Trained],
+    tested: Tested,
+    tokenizer: Any,
+    options: TranslationOptions,
+    folders: Mapping[str, Path],
+) -> dict[str, Any]:
+    """The parts `models`, `retention`, `retention_interval`, `analysis` and `examples` of the report.
+
+    folders: where the weights of each model lie.
+    """
+    ask = {name: predictor(model, tokenizer, "translation") for name, model in models.items()}
+    latency = measure_latency({name: _one(predict) for name, predict in ask.items()}, tested.sources[:_TIMED])
+    throughput = measure_throughput(ask, tested.sources[:_BATCHED])
+    measures, again = tested.measures, asdict(options.resampling)
+    kept = {m: ratio_interval(measures["student"][m], measures["teacher"][m], **again) for m in RETAINED}
+    chrf = {name: found["chrf"] for name, found in measures.items()}
+    shown = (tested.sources, tested.references, tested.translations, chrf)
     return {
         "models": {
             name: {
@@ -44,49 +79,58 @@ def compare(
                 "file_bytes": sum(file.stat().st_size for file in folders[name].glob("*.safetensors")),
                 "memory_bytes": sum(t.nbytes for t in [*model.parameters(), *model.buffers()]),
                 "latency_ms": latency[name],
-                "quality": quality[name],
+                "throughput": throughput[name],
+                "quality": scores(measures[name]),
                 "training": {"steps": trained[name].steps, "seconds": trained[name].seconds}
                 if name in trained
                 else None,
             }
             for name, model in models.items()
         },
-        "retention": {m: ratio(quality["student"][m], quality["teacher"][m]) for m in ("bleu", "chrf")},
-        "examples": _examples(test, translations),
+        "retention": {m: None if found is None else round(found[0], 6) for m, found in kept.items()},
+        "retention_interval": {m: [round(end, 6) for end in found[1:]] for m, found in kept.items() if found},
+        "analysis": analyse(*shown, options.seen, options.rare_at_most),
+        "examples": _examples(tested, chrf),
     }
 
 
-def _latencies(models: Mapping[str, nn.Module], tokenizer: Any, sentences: list[str]) -> dict[str, dict[str, float]]:
-    """Milliseconds to translate one sentence, greedily; the models take turns, so that a busy machine slows all."""
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for sentence in [sentences[0], *sentences]:
-        for name, model in models.items():
-            started = time.perf_counter()
-            translate(model, tokenizer, [sentence])
-            times[name].append((time.perf_counter() - started) * 1000)
-    # The first sentence warms up and is left out.
-    return {name: {"p50": _quantile(t[1:], 0.5), "p95": _quantile(t[1:], 0.95)} for name, t in times.items()}
+def compressed(
+    student: nn.Module, tokenizer: Any, variants: str, folder: Path, tested: Tested, gate: QualityGate
+) -> list[dict[str, Any]]:
+    """The part `compression` of the report; the forms are saved in `folder`/compressed."""
+
+    def evaluate(predict: Callable[[Sequence[str]], Any]) -> dict[str, Measure]:
+        return tested.scorer.measures(predict(tested.sources))
+
+    forms = compress(
+        student,
+        tokenizer,
+        variants,
+        folder / "compressed",
+        "translation",
+        student_folder=folder / "student",
+        tell=tqdm.write,
+    )
+    return measure_compressed(
+        forms,
+        evaluate,
+        Threshold(RETAINED, gate.min_retention),
+        teacher=scores(tested.measures["teacher"]),
+        student=scores(tested.measures["student"]),
+        examples=tested.sources[:_TIMED],
+        tell=tqdm.write,
+    )
 
 
-def _quantile(values: list[float], share: float) -> float:
-    if len(values) == 1:
-        return round(values[0], 2)
-    return round(statistics.quantiles(values, n=100, method="inclusive")[round(share * 100) - 1], 2)
+def _one(ask: Callable[[Sequence[str]], Any]) -> Callable[[str], Any]:
+    return lambda text: ask([text])
 
 
-def _examples(test: list[SentencePair], translations: dict[str, list[str]]) -> list[dict[str, Any]]:
-    scores = [sentence_chrf(h, p.target) for h, p in zip(translations["student"], test, strict=True)]
-    worst = sorted(range(len(test)), key=scores.__getitem__)[:_WORST]
-    others = [i for i in range(len(test)) if i not in worst]
-    chosen = random.Random(0).sample(others, min(_RANDOM, len(others)))
-    return [
-        {
-            "kind": "worst" if i in worst else "random",
-            "source": test[i].source,
-            "reference": test[i].target,
-            "teacher": translations["teacher"][i],
-            "student": translations["student"][i],
-            "student_chrf": round(scores[i], 1),
-        }
-        for i in [*worst, *chosen]
-    ]
+def _examples(tested: Tested, chrf: Mapping[str, Measure]) -> list[dict[str, Any]]:
+    """The student's worst sentences, and some at random."""
+    shown = (tested.sources, tested.references, tested.translations, chrf)
+    everything = worst(*shown, len(tested.sources), by="student")
+    rest = everything[_WORST:]
+    chosen = random.Random(0).sample(rest, min(_RANDOM, len(rest)))
+    kinds = [("worst", entry) for entry in everything[:_WORST]] + [("random", entry) for entry in chosen]
+    return [{"kind": kind, **entry} for kind, entry in kinds]

@@ -1,156 +1,176 @@
-"""The CVM recipe: a teacher, a student distilled from it, and a report of what was kept."""
+"""The CVM recipe: a teacher, a student distilled from it under a quality gate, and a report of what was kept."""
 
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import set_seed
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, TrainerCallback
 
-from neural_layers.distill.data.tokenizer import train_tokenizer
-from neural_layers.distill.files import save_json
-from neural_layers.distill.losses import DistillationLoss
-from neural_layers.distill.presets import CVMPreset, preset_named
-from neural_layers.distill.recipes.comparison import compare
-from neural_layers.distill.recipes.loading import load_teacher, load_tokenizer
+from neural_layers.distill.compression import check_variants
+from neural_layers.distill.data.overlap import overlap
+from neural_layers.distill.presets import CVMPreset
+from neural_layers.distill.recipes.comparison import compare, compressed, translate_test
+from neural_layers.distill.recipes.cvm_models import given_models, new_model, run_tokenizer
+from neural_layers.distill.recipes.cvm_options import CVMOptions
+from neural_layers.distill.recipes.cvm_training import CVMData, build_trainer
+from neural_layers.distill.recipes.loading import load_teacher
+from neural_layers.distill.recipes.recipe_run import RecipeRun
 from neural_layers.distill.recipes.splits import load_splits
-from neural_layers.distill.recipes.training import TrainedModel, train_translator
+from neural_layers.distill.recipes.trained import (
+    Trained,
+    judged,
+    mixed_precision,
+    train_to_the_end,
+    trained_before,
+)
 from neural_layers.distill.recipes.versions import git_revision, versions
 from neural_layers.distill.report import write_report
-from neural_layers.distill.run_folder import RunFolder
-from neural_layers.errors import InputError
-from neural_layers.models.cvm import CVMConfig, CVMForConditionalGeneration
+from neural_layers.distill.trainer import DistillationTrainer
+
+RECIPE = "cvm"
 
 
-@dataclass(frozen=True)
-class CVMOptions:
-    """What a person can choose.
+def distill_cvm(options: CVMOptions, command: str = "", callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
+    """Run the recipe, or continue it; return the content of `report.json`. All input is checked before anything is
+    written.
 
-    out:       the run's folder, new or empty
-    data:      a file of english<TAB>german lines, or None for the embedded corpus; with it go valid and test
-    preset:    "tiny", "small" or "paper". steps, teacher_steps: other numbers of steps; steps alone goes for both
-    teacher:   a folder with a trained CVM model and its tokenizer, or None to train one first
-    tokenizer: a folder with a tokenizer, or None to train one on the data (or to take the teacher's)
-    baseline:  also train the student without the teacher, with the same steps
-    """
-
-    out: Path
-    data: Path | None = None
-    valid: Path | None = None
-    test: Path | None = None
-    preset: str = "tiny"
-    steps: int | None = None
-    teacher_steps: int | None = None
-    teacher: Path | None = None
-    tokenizer: Path | None = None
-    baseline: bool = False
-    seed: int = 0
-
-
-def distill_cvm(options: CVMOptions, command: str = "") -> dict[str, Any]:
-    """Run the recipe; return the content of `report.json`. All input is checked before anything is written.
-
-    Raises InputError for input that a person can mend.
+    callbacks: of the student's trainer.
+    Raises InputError for input that a person can mend, FloatingPointError where a training diverges.
     """
     started = time.perf_counter()
-    steps = options.steps if options.teacher_steps is None else options.teacher_steps
-    preset = preset_named(options.preset).with_steps(options.steps, steps)
+    options.check()
+    mixed_precision(options.precision)
+    gate, preset = options.gate(), options.chosen()
+    if options.compress is not None:
+        check_variants(options.compress, "translation")
     splits = load_splits(options.data, options.valid, options.test)
-    teacher, tokenizer = _given(options, preset)
-    run = RunFolder(options.out)
-    if tokenizer is None:
-        tokenizer = train_tokenizer(splits.train, preset.vocab_size)
-    hyperparameters = {**asdict(preset), "vocab_size": len(tokenizer)}
-    save_json(run.path / "config.json", _config(options, hyperparameters))
+    teacher, tokenizer = given_models(options, preset)
+    run = RecipeRun(RECIPE, options)
+    if run.is_finished:
+        tqdm.write(f"{run.path} is finished; this is its report")
+        return run.report()
+    warning = overlap(*([f"{p.source}\t{p.target}" for p in pairs] for pairs in (splits.train, splits.valid)))
+    if warning is not None:
+        tqdm.write(f"warning: {warning}")
+    data = CVMData(splits, run_tokenizer(tokenizer, run, splits, preset), preset, options)
+    if data.train.dropped:
+        longer = f"a side of more than {preset.max_length} tokens"
+        tqdm.write(f"{data.train.dropped} of {len(splits.train)} pairs have {longer} and are left out")
+    run.begin(_config(options, data))
+    recipe = _Recipe(run, data, gate, callbacks)
+    models, trained = recipe.train(teacher)
 
-    trained: dict[str, TrainedModel] = {}
-    if teacher is None:
-        teacher = _new_model(preset, preset.teacher, tokenizer, options.seed)
-        trained["teacher"] = train_translator(
-            "teacher", teacher, tokenizer, splits, preset, preset.teacher_training, run, options.seed
-        )
-        run.save_model("teacher", teacher, tokenizer)
-    student = _new_model(preset, preset.student, tokenizer, options.seed)
-    loss = DistillationLoss.cvm(
-        temperature=preset.temperature,
-        alpha=preset.alpha,
-        beta=preset.beta,
-        label_smoothing=preset.student_training.label_smoothing,
-    )
-    trained["student"] = train_translator(
-        "student", student, tokenizer, splits, preset, preset.student_training, run, options.seed, teacher, loss
-    )
-    run.save_model("student", student, tokenizer)
-    models = {"teacher": teacher, "student": student}
-    folders = {name: run.path / name for name in ("teacher", "student", "baseline")}
+    scoring = data.scoring
+    tested = translate_test(models, data.tokenizer, splits.test, scoring)
+    folders = {name: run.path / name for name in models}
     if options.teacher is not None:
         folders["teacher"] = options.teacher
-    if options.baseline:
-        models["baseline"] = _new_model(preset, preset.student, tokenizer, options.seed)
-        # Hard labels alone are smoothed as the teacher's training is: the comparison should not flatter distillation.
-        training = replace(preset.student_training, label_smoothing=preset.teacher_training.label_smoothing)
-        trained["baseline"] = train_translator(
-            "baseline", models["baseline"], tokenizer, splits, preset, training, run, options.seed
-        )
-        run.save_model("baseline", models["baseline"], tokenizer)
-
+    compared = compare(models, trained, tested, data.tokenizer, scoring, folders)
     report = {
         "title": "CVM distillation",
+        "task": "translation",
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command,
         "preset": options.preset,
         "seed": options.seed,
         "versions": versions(),
-        "hyperparameters": hyperparameters,
-        "data": {"name": splits.name, **{k: len(getattr(splits, k)) for k in ("train", "valid", "test")}},
-        **compare(models, trained, tokenizer, splits.test, folders),
-        "validation": {"teacher": [], **{name: t.validations for name, t in trained.items()}},
-        "training_log": {"teacher": [], **{name: t.log for name, t in trained.items()}},
-        "seconds": round(time.perf_counter() - started, 1),
+        "hyperparameters": _hyperparameters(data),
+        "data": _described(data),
+        **compared,
+        "gate": judged(gate, compared["retention"], trained["student"]),
+        "rollbacks": trained["student"].rollbacks,
+        "validation": {"teacher": [], **{name: one.validations for name, one in trained.items()}},
+        "training_log": {"teacher": [], **{name: one.log for name, one in trained.items()}},
     }
+    if options.compress is not None:
+        report["compression"] = compressed(models["student"], data.tokenizer, options.compress, run.path, tested, gate)
+    report["seconds"] = round(time.perf_counter() - started, 1)
     write_report(run.path, report)
     return report
 
 
-def _given(options: CVMOptions, preset: CVMPreset) -> tuple[CVMForConditionalGeneration | None, Any]:
-    """The teacher and the tokenizer that the options name, checked against each other and against the preset."""
-    if not 0 <= options.seed < 2**32:
-        raise InputError(f"seed {options.seed} is out of range; give one from 0 to {2**32 - 1}")
-    tokenizer = None if options.tokenizer is None else load_tokenizer(options.tokenizer)
-    if options.teacher is None:
-        return None, tokenizer
-    teacher, tokenizer = load_teacher(options.teacher, tokenizer)
-    limit = teacher.config.max_position_embeddings
-    if limit < preset.max_length:
-        raise InputError(
-            f"the teacher in {options.teacher} takes {limit} tokens, and preset {options.preset!r} has sentences of up "
-            f"to {preset.max_length}; give the preset that it was trained with"
+class _Recipe:
+    """The models of a run, one after the other; those that an earlier call has trained are loaded."""
+
+    def __init__(self, run: RecipeRun, data: CVMData, gate: Any, callbacks: Sequence[TrainerCallback]) -> None:
+        self.run, self.data, self.gate, self.callbacks = run, data, gate, callbacks
+
+    def train(self, teacher: PreTrainedModel | None) -> tuple[dict[str, PreTrainedModel], dict[str, Trained]]:
+        """The teacher (trained where none is given), the student and, where asked for, the one without teacher."""
+        models, trained = dict[str, PreTrainedModel](), dict[str, Trained]()
+        preset = self.data.preset
+        if teacher is None:
+            models["teacher"], trained["teacher"] = self._trained("teacher", self._teacher)
+        else:
+            models["teacher"] = teacher
+        models["student"], trained["student"] = self._trained("student", lambda: self._student(models["teacher"]))
+        if self.data.options.baseline:
+            # Hard labels alone are smoothed as the teacher's training is: the comparison should not flatter
+            # distillation.
+            smoothing = preset.teacher_training.label_smoothing
+            training = replace(preset.student_training, label_smoothing=smoothing)
+            models["baseline"], trained["baseline"] = self._trained(
+                "baseline",
+                lambda: build_trainer("baseline", self._new(preset.student), self.data, self.run, training),
+            )
+        return models, trained
+
+    def _teacher(self) -> DistillationTrainer:
+        preset = self.data.preset
+        return build_trainer("teacher", self._new(preset.teacher), self.data, self.run, preset.teacher_training)
+
+    def _student(self, teacher: PreTrainedModel) -> DistillationTrainer:
+        preset = self.data.preset
+        return build_trainer(
+            "student",
+            self._new(preset.student),
+            self.data,
+            self.run,
+            preset.student_training,
+            teacher=teacher,
+            gate=self.gate,
+            callbacks=self.callbacks,
         )
-    return teacher, tokenizer
+
+    def _new(self, sizes: dict[str, Any]) -> PreTrainedModel:
+        return new_model(self.data.preset, sizes, self.data.tokenizer, self.data.options.seed)
+
+    def _trained(self, name: str, make: Callable[[], DistillationTrainer]) -> tuple[PreTrainedModel, Trained]:
+        if self.run.is_trained(name):
+            model, _ = load_teacher(self.run.path / name)
+            return model, trained_before(name, self.run)
+        trainer = make()
+        done = train_to_the_end(name, trainer, self.run)
+        self.run.save_model(name, trainer.model, self.data.tokenizer)
+        return trainer.model, done
 
 
-def _new_model(preset: CVMPreset, sizes: dict[str, Any], tokenizer: Any, seed: int) -> CVMForConditionalGeneration:
-    set_seed(seed)
-    config = CVMConfig(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=2 * preset.max_length,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.bos_token_id,
-        **sizes,
-    )
-    return CVMForConditionalGeneration(config)
+def _described(data: CVMData) -> dict[str, Any]:
+    splits = data.splits
+    return {"name": splits.name, **{k: len(getattr(splits, k)) for k in ("train", "valid", "test")}}
 
 
-def _config(options: CVMOptions, hyperparameters: dict[str, Any]) -> dict[str, Any]:
-    chosen = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()}
+def _hyperparameters(data: CVMData) -> dict[str, Any]:
+    """The preset as it was changed by the options, and the options that no preset has."""
+    preset: CVMPreset = data.preset
+    chosen = {k: str(v) if k in ("temperature", "alpha", "beta") else v for k, v in vars(preset).items()}
+    for name in ("teacher_training", "student_training"):
+        chosen[name] = asdict(chosen[name])
+    names = ("divergence", "label_smoothing", "cosine", "mse", "teacher_cache", "top_k", "precision", "bertscore")
+    own = {name: value for name, value in data.options.record().items() if name in names}
+    return {**chosen, **own, "vocab_size": len(data.tokenizer), "left_out_pairs": data.train.dropped}
+
+
+def _config(options: CVMOptions, data: CVMData) -> dict[str, Any]:
     return {
-        "options": chosen,
-        "hyperparameters": hyperparameters,
+        "options": options.record(),
+        "hyperparameters": _hyperparameters(data),
         "versions": versions(),
         "threads": torch.get_num_threads(),
         "git_revision": git_revision(),
+        "data": _described(data),
     }

@@ -1,6 +1,6 @@
 """Runs that are killed at chosen places, and continued: `python -m tests.distill.interrupted_runs FOLDER`.
 
-Prints a JSON object: of every place how often the run was killed there, and the SHA-256 of the weights that it ended
+Writes FOLDER/found.json: of every place how often the run was killed there, and the SHA-256 of the weights that it ended
 with; "undisturbed" is the run that nobody killed. Each run is a process of its own, forked from this one, which has
 imported everything and has one thread.
 """
@@ -107,7 +107,7 @@ def main(folder: Path) -> None:
     found = {"undisturbed": interrupted(folder / "undisturbed", lambda: None)}
     for number, (place, plant) in enumerate(PLACES.items()):
         found[place] = interrupted(folder / str(number), plant)
-    print(json.dumps(found))
+    (folder / "found.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
