@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from neural_layers.cli import distill_cvm, distill_ntmm
+from neural_layers.cli import distill_cvm, distill_lm, distill_ntmm
 
 
 def add(subcommands: Any) -> None:
     """Declare `distill` and its recipes."""
     parser = subcommands.add_parser("distill", help="distil a student from a teacher")
     recipes = parser.add_subparsers(required=True, metavar="RECIPE")
-    for recipe in (distill_cvm, distill_ntmm):
+    for recipe in (distill_cvm, distill_ntmm, distill_lm):
         recipe.add(recipes)
