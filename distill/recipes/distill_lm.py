@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from neural_layers.distill.recipes.distill_lm_comparison import Tested, compare, compressed, judged
+from neural_layers.distill.recipes.distill_lm_comparison import Tested, compare, compressed
 from neural_layers.distill.recipes.distill_lm_compression import check_forms
 from neural_layers.distill.recipes.distill_lm_feed import NumberedFeed
 from neural_layers.distill.recipes.distill_lm_options import DistillLMOptions
@@ -18,7 +18,7 @@ from neural_layers.distill.recipes.distill_lm_teacher import load_teacher
 from neural_layers.distill.recipes.distill_lm_validation import LanguageTest
 from neural_layers.distill.recipes.language_model_data import LanguageData, cached_tokens, find_data, open_data
 from neural_layers.distill.recipes.recipe_run import RecipeRun
-from neural_layers.distill.recipes.trained import Trained, mixed_precision
+from neural_layers.distill.recipes.trained import Trained, judged, mixed_precision
 from neural_layers.distill.recipes.versions import git_revision, versions
 from neural_layers.distill.report import write_report
 from neural_layers.distill.text.errors import TextError
@@ -27,7 +27,7 @@ from neural_layers.distill.text.sources import parse_sources
 from neural_layers.distill.text.store import TokenStore
 from neural_layers.distill.text.tokenizing import fingerprint
 from neural_layers.errors import InputError
-from neural_layers.models.loading import check_model_folder, check_vocabulary, load_tokenizer
+from neural_layers.models.loading import check_model_folder, check_vocabulary, load_tokenizer, model_type
 
 RECIPE = "lm"
 
@@ -73,12 +73,13 @@ def _open(options: DistillLMOptions, run: RecipeRun) -> DistillLMRecipe:
     teacher = load_teacher(options.teacher, options.context)
     check_vocabulary(tokenizer, teacher.config.vocab_size, options.teacher)
     recipe = DistillLMRecipe(options, run, _read(options, sources, tokenizer, teacher), teacher, tokenizer)
-    recipe.new_student()  # so that one that does not fit is refused before anything is written
+    recipe.prepare()
     return recipe
 
 
 def _tokenizer(options: DistillLMOptions) -> Any:
     """The teacher's. Raises InputError where that of the student differs."""
+    model_type(options.teacher)  # a folder that is missing is told as such
     tokenizer = load_tokenizer(options.teacher)
     if options.student is not None:
         check_model_folder(options.student)

@@ -80,19 +80,6 @@ def compare(
     }
 
 
-def judged(gate: QualityGate, retention: Mapping[str, float | None], student: Trained) -> dict[str, Any]:
-    """The part `gate` of the report: passed where the student keeps `min_retention` of the loss and bits per byte."""
-    failed = [m for m, kept in retention.items() if kept is None or kept < gate.min_retention]
-    return {
-        **gate.as_dict(),
-        "outcome": student.outcome,
-        "best_step": student.best_step,
-        "retention": retention[gate.metric],
-        "passed": not failed,
-        "failed": failed,
-    }
-
-
 def compressed(
     student: nn.Module, tokenizer: Any, variants: str, folder: Path, tested: Tested, gate: QualityGate
 ) -> list[dict[str, Any]]:

@@ -49,9 +49,16 @@ class DistillLMRecipe:
     ) -> None:
         self.options, self.run, self.data = options, run, data
         self.teacher, self.tokenizer = teacher, tokenizer
+        self.cached: TeacherCache | None = None
         self.gate = QualityGate(
             "loss", options.max_drop, options.gate_patience, options.lr_factor, options.min_retention
         )
+
+    def prepare(self) -> None:
+        """Find out that the student fits, and make or open the teacher's cache, before the run's folder is written."""
+        self.new_student()
+        if self.options.teacher_cache is not None and not self.run.is_trained("student"):
+            self.cached = self._cache(self.options.teacher_cache)
 
     def train(self) -> tuple[dict[str, nn.Module], dict[str, Trained]]:
         """The teacher as it is, the student and, where asked for, the student without its teacher."""
@@ -87,21 +94,20 @@ class DistillLMRecipe:
     def _student(self) -> DistillationTrainer:
         model = self.new_student()
         loss = distillation_loss(self.options, model, self.teacher)
-        cached = self._cache() if self.options.teacher_cache is not None else None
-        return self._trainer("student", model, loss, self.teacher if cached is None else cached, self.gate)
+        teacher = self.teacher if self.cached is None else self.cached
+        return self._trainer("student", model, loss, teacher, self.gate)
 
     def _baseline(self) -> DistillationTrainer:
         loss = DistillationLoss(alpha=0.0, beta=1.0, label_smoothing=self.options.label_smoothing)
         return self._trainer("baseline", self.new_student(), loss, None, None)
 
-    def _cache(self) -> TeacherCache:
+    def _cache(self, folder: Path) -> TeacherCache:
         """What the teacher says of the training sequences, made before the first step or found again."""
         options, feed = self.options, self.data.feed
-        assert options.teacher_cache is not None
         assert isinstance(feed, NumberedFeed)
         with tqdm(desc="teacher cache", unit="sequence", leave=False) as bar:
             return build_cache(
-                options.teacher_cache,
+                folder,
                 CausalTask(),
                 self.teacher,
                 Sequences(feed.sampler, options.steps * feed.plan.step),

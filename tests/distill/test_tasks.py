@@ -71,7 +71,7 @@ borders = st.lists(st.lists(st.integers(1, LENGTH - 1), max_size=4), min_size=2,
 
 
 @torch.no_grad()
-@settings(max_examples=12, deadline=None, derandomize=True, database=None)
+@settings(max_examples=6, deadline=None, derandomize=True, database=None)
 @given(rows=borders, seed=st.integers(0, 99), divergence=st.sampled_from(["forward", "reverse"]))
 def test_the_loss_of_packed_documents_is_that_of_each_alone(rows, seed, divergence) -> None:
     batch = batch_of(rows, seed)
