@@ -10,14 +10,17 @@ from transformers import PreTrainedModel
 from neural_layers.distill.compression import check_variants
 from neural_layers.distill.gate import QualityGate
 from neural_layers.distill.learning_rate import DEFAULT_STEPS, LearningRateCurve, find_learning_rate
-from neural_layers.distill.recipes.ntmm_comparison import ask_models, compare, compressed, judged
+from neural_layers.distill.recipes.ntmm_comparison import ask_models, compare, compressed
 from neural_layers.distill.recipes.ntmm_options import NTMMOptions
 from neural_layers.distill.recipes.ntmm_preparing import described, open_models, read_data
-from neural_layers.distill.recipes.ntmm_run import NTMMRun
 from neural_layers.distill.recipes.ntmm_stages import Recipe
-from neural_layers.distill.recipes.ntmm_training import NTMMData, TrainedClassifier, precision, tell
+from neural_layers.distill.recipes.ntmm_training import NTMMData, tell
+from neural_layers.distill.recipes.recipe_run import RecipeRun
+from neural_layers.distill.recipes.trained import Trained, judged, mixed_precision
 from neural_layers.distill.recipes.versions import versions
 from neural_layers.distill.report import write_report
+
+RECIPE = "ntmm"
 
 
 def distill_ntmm(options: NTMMOptions, command: str = "") -> dict[str, Any]:
@@ -50,14 +53,14 @@ def find_rate(options: NTMMOptions) -> tuple[str, LearningRateCurve]:
 def _open(options: NTMMOptions) -> Recipe:
     """Read and check everything."""
     options.check()
-    precision(options)
+    mixed_precision(options.precision)
     if options.compress is not None:
         check_variants(options.compress, "classification")
     gate = QualityGate(
         options.metric, options.max_drop, options.gate_patience, options.lr_factor, options.min_retention
     )
     data, lines = read_data(options)
-    run = NTMMRun(options)
+    run = RecipeRun(RECIPE, options)
     given = open_models(options, data, run)
     recipe = Recipe(options, run, NTMMData(data, given.tokenizer, options), given, gate)
     recipe.check()
@@ -68,7 +71,7 @@ def _open(options: NTMMOptions) -> Recipe:
 def _reported(
     recipe: Recipe,
     models: dict[str, PreTrainedModel],
-    trained: dict[str, TrainedClassifier],
+    trained: dict[str, Trained],
     command: str,
     started: float,
 ) -> dict[str, Any]:
@@ -113,7 +116,7 @@ def _hyperparameters(recipe: Recipe, models: dict[str, PreTrainedModel]) -> dict
     return {
         **options,
         **schedule,
-        **precision(recipe.options),
+        **mixed_precision(recipe.options.precision),
         "cut_texts": recipe.shared.train.cut,
         **described_models,
     }

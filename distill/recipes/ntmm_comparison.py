@@ -14,7 +14,7 @@ from neural_layers.distill.classification.data import ClassificationData
 from neural_layers.distill.compression import Threshold, compress, measure_compressed, predictor
 from neural_layers.distill.compression.timing import measure_latency, measure_throughput
 from neural_layers.distill.gate import QualityGate
-from neural_layers.distill.recipes.ntmm_training import TrainedClassifier
+from neural_layers.distill.recipes.trained import Trained
 from neural_layers.distill.validation.bootstrap import ratio_interval
 from neural_layers.distill.validation.class_scores import Predictions, class_analysis, class_measures
 from neural_layers.distill.validation.classification import worst_answers
@@ -45,7 +45,7 @@ def ask_models(models: Mapping[str, nn.Module], tokenizer: Any, data: Classifica
 
 def compare(
     models: Mapping[str, nn.Module],
-    trained: Mapping[str, TrainedClassifier],
+    trained: Mapping[str, Trained],
     tested: Tested,
     tokenizer: Any,
     data: ClassificationData,
@@ -81,19 +81,6 @@ def compare(
         "retention_interval": {m: [round(end, 6) for end in found[1:]] for m, found in kept.items() if found},
         "classes": class_analysis(labels, data.classes, tested.predictions),
         "examples": _examples(data, tested.predictions),
-    }
-
-
-def judged(gate: QualityGate, retention: Mapping[str, float | None], student: TrainedClassifier) -> dict[str, Any]:
-    """The part `gate` of the report: passed where the student keeps `min_retention` of accuracy and macro-F1."""
-    failed = [m for m, kept in retention.items() if kept is None or kept < gate.min_retention]
-    return {
-        **gate.as_dict(),
-        "outcome": student.outcome,
-        "best_step": student.best_step,
-        "retention": retention[gate.metric],
-        "passed": not failed,
-        "failed": failed,
     }
 
 

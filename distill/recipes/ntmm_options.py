@@ -1,23 +1,22 @@
 """What a person can choose for the distillation of a text classifier, and what is refused."""
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 from neural_layers.distill.classification.imbalance import METHODS
 from neural_layers.distill.losses.divergences import DIVERGENCES
+from neural_layers.distill.recipes.recipe_options import RecipeOptions, flag
+from neural_layers.distill.recipes.trained import PRECISIONS
 from neural_layers.errors import InputError
 
-PRECISIONS = ("auto", "float32", "bf16", "fp16")
 METRICS = ("accuracy", "macro_f1")
 FROM_WEIGHTS, FROM_SCRATCH = 5e-5, 1e-3  # learning rates where none is given
-# What may change when a run is continued: none of it changes the numbers of the result.
-_FREE = ("out", "resume", "find_lr")
 
 
 @dataclass(frozen=True)
-class NTMMOptions:
+class NTMMOptions(RecipeOptions):
     """The options of `neural-layers distill ntmm`.
 
     data, valid, test, labels, label_maps, text_field, label_field: as `load_labelled` takes them
@@ -44,6 +43,8 @@ class NTMMOptions:
     compress:   forms of the student to make and measure, by commas
     find_lr:    steps of a range test, which is then all that is done
     """
+
+    free: ClassVar[tuple[str, ...]] = (*RecipeOptions.free, "find_lr")
 
     data: tuple[str, ...]
     out: Path
@@ -106,39 +107,29 @@ class NTMMOptions:
     seed: int = 0
     resume: bool = False
 
-    def record(self) -> dict[str, Any]:
-        """The options as JSON has them."""
-        plain = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
-
-    def differing(self, other: dict[str, Any]) -> tuple[str, Any, Any] | None:
-        """The first option that is not as in `other`, a record: its name on the command line, there and here."""
-        own = self.record()
-        for field in fields(self):
-            if field.name not in _FREE and other.get(field.name) != own[field.name]:
-                return "--" + field.name.replace("_", "-"), other.get(field.name), own[field.name]
-        return None
-
     def check(self) -> None:
         """Raise InputError for a value that cannot be, naming the option."""
-        for name in ("max_length", "batch", "accumulate", "steps", "teacher_steps", "eval_steps", "student_layers"):
-            self._check(name, lambda value: value >= 1, "must be at least 1")
-        self._check("find_lr", lambda value: value >= 10, "steps are too few for a curve; give at least 10")
-        for name in ("teacher_width", "student_width", "teacher_heads", "student_heads"):
-            self._check(name, lambda value: value >= 1, "must be at least 1")
-        for name in ("epochs", "teacher_epochs", "lr", "teacher_lr"):
-            self._check(name, lambda value: 0 < value < math.inf, "must be a positive number")
-        for name in ("cosine", "mse", "weight_decay", "clip", "patience", "gate_patience"):
-            self._check(name, lambda value: 0 <= value < math.inf, "must not be negative")
-        for name in ("warmup", "label_smoothing", "dropout"):
-            self._check(name, lambda value: 0 <= value < 1, "must lie in [0, 1)")
-        self._one_of("imbalance", METHODS)
-        self._one_of("precision", PRECISIONS)
-        self._one_of("metric", METRICS)
-        self._one_of("divergence", tuple(DIVERGENCES))
-        self._one_of("pooling", ("last", "mean", "attention", "gem"))
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"--seed {self.seed} is out of range; give one from 0 to {2**32 - 1}")
+        counts = ("max_length", "batch", "accumulate", "steps", "teacher_steps", "eval_steps", "student_layers")
+        sizes = ("teacher_width", "student_width", "teacher_heads", "student_heads")
+        self.require(counts + sizes, lambda value: value >= 1, "must be at least 1")
+        self.require(("find_lr",), lambda value: value >= 10, "steps are too few for a curve; give at least 10")
+        self.require(
+            ("epochs", "teacher_epochs", "lr", "teacher_lr"),
+            lambda value: 0 < value < math.inf,
+            "must be a positive number",
+        )
+        self.require(
+            ("cosine", "mse", "weight_decay", "clip", "patience", "gate_patience"),
+            lambda value: 0 <= value < math.inf,
+            "must not be negative",
+        )
+        self.require(("warmup", "label_smoothing", "dropout"), lambda value: 0 <= value < 1, "must lie in [0, 1)")
+        self.one_of("imbalance", METHODS)
+        self.one_of("precision", PRECISIONS)
+        self.one_of("metric", METRICS)
+        self.one_of("divergence", tuple(DIVERGENCES))
+        self.one_of("pooling", ("last", "mean", "attention", "gem"))
+        self.check_seed()
         self._check_together()
 
     def _check_together(self) -> None:
@@ -147,23 +138,10 @@ class NTMMOptions:
         trains = self.teacher is None or self.fine_tune_teacher
         for name in ("teacher_steps", "teacher_epochs", "teacher_lr"):
             if getattr(self, name) is not None and not trains:
-                raise InputError(f"{_flag(name)} trains the teacher, which --teacher gives; add --fine-tune-teacher")
+                raise InputError(f"{flag(name)} trains the teacher, which --teacher gives; add --fine-tune-teacher")
         if self.student is not None and self.student_layers is not None:
             raise InputError("--student and --student-layers both say what the student is; leave one of them out")
         if (self.synonyms or self.abbreviations) and not self.augment:
             raise InputError("--synonyms and --abbreviations are tables of --augment; add it, or leave them out")
         if self.lowercase and not (self.tokenizer or "bpe:").startswith("bpe:"):
             raise InputError("--lowercase is of a tokenizer trained here; leave it out with --tokenizer DIR")
-
-    def _check(self, name: str, holds: Any, rule: str) -> None:
-        value = getattr(self, name)
-        if value is not None and not holds(value):
-            raise InputError(f"{_flag(name)} {value} {rule}")
-
-    def _one_of(self, name: str, allowed: tuple[str, ...]) -> None:
-        if getattr(self, name) not in allowed:
-            raise InputError(f"{_flag(name)} {getattr(self, name)} must be one of {', '.join(allowed)}")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -17,7 +17,7 @@ from neural_layers.distill.recipes.ntmm_models import (
     tokenizer_of,
 )
 from neural_layers.distill.recipes.ntmm_options import NTMMOptions
-from neural_layers.distill.recipes.ntmm_run import NTMMRun
+from neural_layers.distill.recipes.recipe_run import RecipeRun
 from neural_layers.distill.text.tokenizing import bpe_tokenizer
 from neural_layers.distill.validation.recording import digest
 from neural_layers.errors import InputError
@@ -78,7 +78,7 @@ def described(data: ClassificationData, options: NTMMOptions) -> dict[str, Any]:
     }
 
 
-def open_models(options: NTMMOptions, data: ClassificationData, run: NTMMRun) -> Given:
+def open_models(options: NTMMOptions, data: ClassificationData, run: RecipeRun) -> Given:
     """The tokenizer, and the models that folders hold, all of which fit each other.
 
     Raises: InputError for folders that cannot be used, tokenizers that differ, and models that do not fit.
@@ -112,7 +112,7 @@ def _origin(options: NTMMOptions, whose: str) -> str:
     return f"{whose} in {options.teacher}" if options.teacher is not None else f"{whose} ({options.tokenizer})"
 
 
-def _tokenizer(options: NTMMOptions, data: ClassificationData, run: NTMMRun) -> Any:
+def _tokenizer(options: NTMMOptions, data: ClassificationData, run: RecipeRun) -> Any:
     """The teacher's; where it is made here the one chosen, the student's, or one trained on the texts."""
     chosen = options.tokenizer
     folder = None if chosen is None or chosen.startswith(_BPE) else Path(chosen)
@@ -126,8 +126,8 @@ def _tokenizer(options: NTMMOptions, data: ClassificationData, run: NTMMRun) -> 
                 f"--tokenizer {chosen} trains one, and the teacher in {options.teacher} has its own; leave it out"
             )
         return tokenizer
-    if (run.path / "tokenizer" / "tokenizer.json").is_file():
-        return tokenizer_of(run.path / "tokenizer", options.max_length)
+    if (run.tokenizer / "tokenizer.json").is_file():
+        return tokenizer_of(run.tokenizer, options.max_length)
     if folder is not None:
         return tokenizer_of(folder, options.max_length)
     if chosen is None and options.student is not None:

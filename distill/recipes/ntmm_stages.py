@@ -11,15 +11,9 @@ from neural_layers.distill.losses import DistillationLoss
 from neural_layers.distill.recipes.ntmm_models import hybrid_config, load_classifier, new_hybrid, shallower
 from neural_layers.distill.recipes.ntmm_options import FROM_SCRATCH, FROM_WEIGHTS, NTMMOptions
 from neural_layers.distill.recipes.ntmm_preparing import Given, described, open_models
-from neural_layers.distill.recipes.ntmm_run import NTMMRun
-from neural_layers.distill.recipes.ntmm_training import (
-    NTMMData,
-    Schedule,
-    TrainedClassifier,
-    build_trainer,
-    train_classifier,
-    trained_before,
-)
+from neural_layers.distill.recipes.ntmm_training import NTMMData, Schedule, build_trainer
+from neural_layers.distill.recipes.recipe_run import RecipeRun
+from neural_layers.distill.recipes.trained import Trained, train_to_the_end, trained_before
 from neural_layers.distill.recipes.versions import git_revision, versions
 from neural_layers.distill.trainer import DistillationTrainer
 from neural_layers.errors import InputError
@@ -29,7 +23,7 @@ from neural_layers.models.hybrid import HybridConfig
 class Recipe:
     """The models of a run, one after the other; those that an earlier call has trained are loaded."""
 
-    def __init__(self, options: NTMMOptions, run: NTMMRun, shared: NTMMData, given: Given, gate: QualityGate) -> None:
+    def __init__(self, options: NTMMOptions, run: RecipeRun, shared: NTMMData, given: Given, gate: QualityGate) -> None:
         self.options, self.run, self.shared, self.given, self.gate = options, run, shared, given, gate
         self.loss = _losses(options, shared)
 
@@ -49,7 +43,7 @@ class Recipe:
     def begin(self) -> None:
         """Write what a continued run finds again."""
         options, run = self.options, self.run
-        if not (run.path / "tokenizer").is_dir():
+        if not run.tokenizer.is_dir():
             run.save_tokenizer(self.given.tokenizer)
         run.begin(
             {
@@ -66,9 +60,9 @@ class Recipe:
         """Whether the teacher is trained in this run."""
         return self.options.teacher is None or self.options.fine_tune_teacher
 
-    def train(self) -> tuple[dict[str, PreTrainedModel], dict[str, TrainedClassifier]]:
+    def train(self) -> tuple[dict[str, PreTrainedModel], dict[str, Trained]]:
         """The teacher, the student and, where asked for, the student without its teacher."""
-        models, trained = dict[str, PreTrainedModel](), dict[str, TrainedClassifier]()
+        models, trained = dict[str, PreTrainedModel](), dict[str, Trained]()
         if self.trains_teacher:
             models["teacher"], trained["teacher"] = self._trained("teacher", self._teacher_trainer)
         else:
@@ -91,11 +85,11 @@ class Recipe:
             return "student", self._student(teacher)
         return "baseline", self._baseline(teacher)
 
-    def _trained(self, name: str, make: Callable[[], DistillationTrainer]) -> tuple[PreTrainedModel, TrainedClassifier]:
+    def _trained(self, name: str, make: Callable[[], DistillationTrainer]) -> tuple[PreTrainedModel, Trained]:
         if self.run.is_trained(name):
             return self._load(name), trained_before(name, self.run)
         trainer = make()
-        done = train_classifier(name, trainer, self.run)
+        done = train_to_the_end(name, trainer, self.run)
         self.run.save_model(name, trainer.model, self.given.tokenizer)
         return trainer.model, done
 

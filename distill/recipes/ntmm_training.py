@@ -1,9 +1,7 @@
 """Training one classifier: the teacher, the student, or the student without its teacher."""
 
-import json
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,12 +13,12 @@ from neural_layers.distill.classification import ClassBalance, MedicalTextAugmen
 from neural_layers.distill.classification.data import ClassificationData
 from neural_layers.distill.classification.examples import TextCollator, TextExamples
 from neural_layers.distill.data.feed import ExampleFeed
-from neural_layers.distill.files import save_json
 from neural_layers.distill.gate import QualityGate
 from neural_layers.distill.losses import DistillationLoss
 from neural_layers.distill.progress import ProgressBar
 from neural_layers.distill.recipes.ntmm_options import NTMMOptions
-from neural_layers.distill.recipes.ntmm_run import NTMMRun
+from neural_layers.distill.recipes.recipe_run import RecipeRun
+from neural_layers.distill.recipes.trained import mixed_precision
 from neural_layers.distill.tasks import ClassificationTask
 from neural_layers.distill.trainer import DistillationTrainer
 from neural_layers.distill.validation import ClassificationOptions, ClassificationValidator
@@ -34,19 +32,6 @@ class Schedule:
     steps: int
     learning_rate: float
     eval_steps: int
-
-
-@dataclass(frozen=True)
-class TrainedClassifier:
-    """What a training leaves beside the model."""
-
-    steps: int
-    seconds: float
-    best_step: int | None
-    outcome: str
-    validations: list[dict[str, float]]
-    rollbacks: list[dict[str, Any]]
-    log: list[dict[str, Any]]
 
 
 class NTMMData:
@@ -99,7 +84,7 @@ def build_trainer(
     name: str,
     model: PreTrainedModel,
     shared: NTMMData,
-    run: NTMMRun,
+    run: RecipeRun,
     schedule: Schedule,
     *,
     teacher: PreTrainedModel | None = None,
@@ -119,7 +104,6 @@ def build_trainer(
         texts=data.valid.texts,
         options=ClassificationOptions(),
     )
-    progress = ProgressBar(name, run, options.metric)
     trainer = DistillationTrainer(
         model=model,
         args=_arguments(options, run, name, schedule),
@@ -131,63 +115,15 @@ def build_trainer(
         gate=gate,
         keeps_best=True,
         patience=options.patience or None,
-        callbacks=[progress],
+        callbacks=[ProgressBar(name, run, options.metric)],
     )
-    progress.trainer = trainer
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def train_classifier(
-    name: str,
-    trainer: DistillationTrainer,
-    run: NTMMRun,
-) -> TrainedClassifier:
-    """Train to the end, or go on from the last checkpoint; the model then has the weights of its best validation."""
-    started = time.perf_counter()
-    run.trim_log(name)
-    trainer.run()
-    validate: Any = trainer.validate
-    trained = TrainedClassifier(
-        steps=trainer.state.global_step,
-        seconds=round(time.perf_counter() - started, 1),
-        best_step=trainer.best_step(),
-        outcome=trainer.outcome,
-        validations=validate.history,
-        rollbacks=[rollback.as_dict() for rollback in trainer.rollbacks],
-        log=run.log_of(name),
-    )
-    save_json(_record(run, name), asdict(trained))
-    return trained
-
-
-def trained_before(name: str, run: NTMMRun) -> TrainedClassifier:
-    """What `train_classifier` returned when that model was trained, in a run that is continued."""
-    return TrainedClassifier(**json.loads(_record(run, name).read_text(encoding="utf-8")))
-
-
-def _record(run: NTMMRun, name: str) -> Any:
-    return run.path / "checkpoints" / name / "trained.json"
-
-
-def precision(options: NTMMOptions) -> dict[str, bool]:
-    """`bf16` and `fp16` of the arguments: what is asked for, else what the device is made for; a CPU takes float32.
-
-    Raises InputError where the device cannot.
-    """
-    chosen, has_cuda = options.precision, torch.cuda.is_available()
-    if chosen == "auto":
-        chosen = "float32"
-        if has_cuda:
-            chosen = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    if chosen == "fp16" and not has_cuda:
-        raise InputError("--precision fp16 needs a GPU; give bf16, or float32")
-    return {"bf16": chosen == "bf16", "fp16": chosen == "fp16"}
-
-
-def _arguments(options: NTMMOptions, run: NTMMRun, name: str, schedule: Schedule) -> TrainingArguments:
+def _arguments(options: NTMMOptions, run: RecipeRun, name: str, schedule: Schedule) -> TrainingArguments:
     return TrainingArguments(
-        output_dir=str(run.path / "checkpoints" / name),
+        output_dir=str(run.checkpoints(name)),
         max_steps=schedule.steps,
         per_device_train_batch_size=options.batch,
         gradient_accumulation_steps=options.accumulate,
@@ -197,7 +133,7 @@ def _arguments(options: NTMMOptions, run: NTMMRun, name: str, schedule: Schedule
         weight_decay=options.weight_decay,
         max_grad_norm=options.clip,
         optim="adamw_torch_fused",
-        **precision(options),
+        **mixed_precision(options.precision),
         eval_strategy="steps",
         eval_steps=schedule.eval_steps,
         save_strategy="steps",

@@ -5,12 +5,15 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from neural_layers.cli import main
+from neural_layers.distill.files import save_json
 
 CUES = {"pain": ("ache", "sore", "hurts"), "skin": ("rash", "itch", "hives"), "lung": ("cough", "wheeze", "breath")}
 FILLING = ("the", "patient", "child", "with", "some", "and", "today", "very", "old", "man", "woman", "no", "5", "mg")
-# A run of a second: eight texts a step, tiny models.
-_SMALL = """--batch 4 --accumulate 2 --max-length 24 --tokenizer bpe:280 --teacher-width 16 --student-width 8
+# A run of a second: tiny models.
+_SMALL = """--batch 16 --accumulate 2 --max-length 24 --tokenizer bpe:280 --teacher-width 32 --student-width 8
 --teacher-heads 2 --student-heads 2 --dropout 0 --threads 1"""
 SMALL = _SMALL.split()
 
@@ -28,6 +31,16 @@ def write_texts(folder: Path, sizes: tuple[int, int, int] = (64, 24, 24), seed: 
             lines.append(json.dumps({"text": " ".join(words), "label": label}))
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     return folder
+
+
+@pytest.fixture
+def plain_report(monkeypatch) -> None:
+    """report.json alone: drawing the page takes longer than these trainings."""
+
+    def write(folder: Path, report: dict[str, Any]) -> None:
+        save_json(folder / "report.json", report)
+
+    monkeypatch.setattr("neural_layers.distill.recipes.ntmm.write_report", write)
 
 
 def distill(*arguments: Any) -> int:

@@ -21,12 +21,14 @@ from transformers import (
 from neural_layers.distill.recipes.ntmm_models import load_classifier, shallower
 from neural_layers.distill.recipes.ntmm_options import NTMMOptions
 from neural_layers.distill.recipes.ntmm_preparing import described, read_data
-from neural_layers.distill.recipes.ntmm_run import NTMMRun
+from neural_layers.distill.recipes.recipe_run import RecipeRun
 from neural_layers.distill.text.tokenizing import bpe_tokenizer
 from neural_layers.errors import InputError
 from neural_layers.models.conversion import convert_to_hybrid, from_transformers
-from tests.distill.ntmm_runs import CUES, FILLING, distill, refused, write_texts
+from tests.distill.ntmm_runs import CUES, FILLING, distill, plain_report, refused, write_texts
 
+__all__ = ["plain_report"]
+pytestmark = pytest.mark.usefixtures("plain_report")
 CLASSES = ("lung", "pain", "skin")
 _COMMON = "--batch 4 --accumulate 2 --max-length 24 --steps 2 --threads 1 --min-retention 0"
 COMMON = _COMMON.split()
@@ -235,10 +237,10 @@ def test_data_that_has_changed_does_not_continue_a_run(tmp_path) -> None:
     data = write_texts(tmp_path / "data")
     options = NTMMOptions(data=(str(data),), out=tmp_path / "run")
     config = {"options": options.record(), "data": described(read_data(options)[0], options)}
-    NTMMRun(options).begin(config)
-    NTMMRun(options).begin(config)
+    RecipeRun("ntmm", options).begin(config)
+    RecipeRun("ntmm", options).begin(config)
     write_texts(data, seed=1)
     with pytest.raises(InputError, match="the data has changed since the run"):
-        NTMMRun(options).begin({**config, "data": described(read_data(options)[0], options)})
+        RecipeRun("ntmm", options).begin({**config, "data": described(read_data(options)[0], options)})
     with pytest.raises(InputError, match="holds no run to resume"):
-        NTMMRun(replace(options, out=tmp_path / "none", resume=True))
+        RecipeRun("ntmm", replace(options, out=tmp_path / "none", resume=True))
