@@ -7,7 +7,7 @@ RUN := $(BIN)/python -m
 # The C kernels are built by every install, and again when a source of theirs changes.
 C_SOURCES := $(wildcard kernels/*.[ch] kernels/*/*.[ch])
 
-.PHONY: demo test lint native sanitize aot bench bench-docs errors dev clean
+.PHONY: demo test lint chaos native sanitize aot bench bench-docs errors dev clean
 
 demo: $(VENV)/.train
 	rm -rf runs/demo
@@ -15,6 +15,10 @@ demo: $(VENV)/.train
 
 test: $(VENV)/.test
 	$(RUN) pytest -n 2
+
+# 50 SIGKILLs at random moments of a short distillation; it must end as if nothing had been. Some ten minutes.
+chaos: $(VENV)/.test
+	$(RUN) tests.chaos
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
