@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from neural_layers.cli import bench, chat, convert, distill, evaluate, export, generate, train
+from neural_layers.cli import bench, chat, convert, distill, evaluate, export, generate, search, train
 from neural_layers.errors import InputError
 
 
@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = _Parser(prog="neural-layers", description="Transformer blocks, distilled and compressed.")
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (bench, chat, convert, distill, evaluate, export, generate, train):
+    for command in (bench, chat, convert, distill, evaluate, export, generate, search, train):
         command.add(subcommands)
     return parser
 
@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     file that cannot be written); both are told in one line on standard error."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        options = build_parser().parse_args(given)
+        before, recipe_arguments = search.separated(given)
+        options = build_parser().parse_args(before)
+        options.recipe_arguments = recipe_arguments
         options.command_line = "neural-layers " + " ".join(given)
         return options.run(options)
     # ImportError: `errors.require` tells which extra to install.
