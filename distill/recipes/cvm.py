@@ -29,6 +29,7 @@ from neural_layers.distill.recipes.trained import (
 )
 from neural_layers.distill.recipes.versions import git_revision, versions
 from neural_layers.distill.report import write_report
+from neural_layers.distill.tracking import tracker_names
 from neural_layers.distill.trainer import DistillationTrainer
 
 RECIPE = "cvm"
@@ -44,6 +45,7 @@ def distill_cvm(options: CVMOptions, command: str = "", callbacks: Sequence[Trai
     started = time.perf_counter()
     options.check()
     mixed_precision(options.precision)
+    tracker_names(options.report_to)
     gate, preset = options.gate(), options.chosen()
     if options.compress is not None:
         check_variants(options.compress, "translation")

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from neural_layers.distill.gate import QualityGate
 from neural_layers.distill.losses import Schedule
@@ -34,7 +35,10 @@ class CVMOptions(RecipeOptions):
     bertscore: a folder with an encoder for BERTScore, and which of its layers
     metric, max_drop, gate_patience, lr_factor, min_retention, confidence, samples: of the `QualityGate`
     compress:  forms of the student to make and measure, by commas
+    report_to: trackers, by commas; statistics: log norms of gradients and weights every so many steps
     """
+
+    free: ClassVar[tuple[str, ...]] = ("out", "resume", "report_to", "statistics")
 
     out: Path
     data: Path | None = None
@@ -73,12 +77,14 @@ class CVMOptions(RecipeOptions):
     confidence: float = 0.95
     samples: int = 1000
     compress: str | None = None
+    report_to: str = "tensorboard"
+    statistics: int | None = None
     seed: int = 0
     resume: bool = False
 
     def check(self) -> None:
         """Raise InputError for a value that cannot be, naming the option."""
-        sizes = ("steps", "teacher_steps", "batch", "eval_steps", "save_steps", "eval_sentences", "top_k")
+        sizes = ("steps", "teacher_steps", "batch", "eval_steps", "save_steps", "eval_sentences", "top_k", "statistics")
         self.require(sizes, lambda value: value >= 1, "must be at least 1")
         self.require(("bertscore_layers",), lambda value: value >= 1, "must be at least 1")
         self.require(("lr",), lambda value: 0 < value < math.inf, "must be a positive number")

@@ -21,6 +21,7 @@ from neural_layers.distill.recipes.splits import Splits
 from neural_layers.distill.recipes.trained import mixed_precision
 from neural_layers.distill.tasks import Seq2SeqTask
 from neural_layers.distill.teacher_cache import TeacherCache, build_cache
+from neural_layers.distill.tracking import add_statistics, tracker_names, tracking_arguments
 from neural_layers.distill.trainer import DistillationTrainer
 from neural_layers.distill.validation import (
     BertScore,
@@ -89,6 +90,7 @@ def build_trainer(
         callbacks=[ProgressBar(name, run, data.options.metric), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
+    add_statistics(trainer, data.options.statistics)
     return trainer
 
 
@@ -157,7 +159,7 @@ def _arguments(data: CVMData, run: RecipeRun, name: str, training: Training) -> 
         logging_nan_inf_filter=False,
         seed=options.seed,
         ignore_data_skip=True,
-        report_to="none",
+        **tracking_arguments(tracker_names(options.report_to), run.path, name),
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,

@@ -73,6 +73,10 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--eval-sentences", type=int, metavar="N", help="of the validation pairs that are translated")
     group.add_argument("--bertscore", type=Path, metavar="DIR", help="an encoder, for BERTScore beside the others")
     group.add_argument("--bertscore-layers", type=int, metavar="N", help="of the encoder; default: all")
+    group.add_argument(
+        "--report-to", default="tensorboard", metavar="NAMES", help="tensorboard (default), wandb, mlflow, none"
+    )
+    group.add_argument("--statistics", type=int, metavar="N", help="log norms of gradients and weights every N steps")
     group.add_argument("--seed", type=int, default=0, metavar="N")
     group.add_argument("--threads", type=int, metavar="N", help="of the CPU; the same bits need the same number")
 
