@@ -1,11 +1,12 @@
 """The NTMM recipe: a text classifier distilled from a teacher, with a gate, and a report of what was kept."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 
 from neural_layers.distill.compression import check_variants
 from neural_layers.distill.gate import QualityGate
@@ -19,18 +20,21 @@ from neural_layers.distill.recipes.recipe_run import RecipeRun
 from neural_layers.distill.recipes.trained import Trained, judged, mixed_precision
 from neural_layers.distill.recipes.versions import versions
 from neural_layers.distill.report import write_report
+from neural_layers.distill.tracking import tracker_names
 
 RECIPE = "ntmm"
 
 
-def distill_ntmm(options: NTMMOptions, command: str = "") -> dict[str, Any]:
+def distill_ntmm(options: NTMMOptions, command: str = "", callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
     """Run the recipe, or continue it; return the content of `report.json`. All input is checked before anything is
     written.
 
+    callbacks: of the student's trainer.
     Raises InputError for input that a person can mend, FloatingPointError where a training diverges.
     """
     started = time.perf_counter()
     recipe = _open(options)
+    recipe.callbacks = tuple(callbacks)
     if recipe.run.is_finished:
         tell([f"{options.out} is finished; this is its report"])
         return recipe.run.report()
@@ -54,6 +58,7 @@ def _open(options: NTMMOptions) -> Recipe:
     """Read and check everything."""
     options.check()
     mixed_precision(options.precision)
+    tracker_names(options.report_to)
     if options.compress is not None:
         check_variants(options.compress, "classification")
     gate = QualityGate(

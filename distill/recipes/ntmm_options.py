@@ -41,10 +41,11 @@ class NTMMOptions(RecipeOptions):
     max_drop, gate_patience, lr_factor, min_retention: of the `QualityGate`
     baseline:   also train the student without the teacher
     compress:   forms of the student to make and measure, by commas
+    report_to:  trackers, by commas; statistics: log norms of gradients and weights every so many steps
     find_lr:    steps of a range test, which is then all that is done
     """
 
-    free: ClassVar[tuple[str, ...]] = (*RecipeOptions.free, "find_lr")
+    free: ClassVar[tuple[str, ...]] = (*RecipeOptions.free, "find_lr", "report_to", "statistics")
 
     data: tuple[str, ...]
     out: Path
@@ -104,11 +105,14 @@ class NTMMOptions(RecipeOptions):
     baseline: bool = False
     compress: str | None = None
     find_lr: int | None = None
+    report_to: str = "tensorboard"
+    statistics: int | None = None
     seed: int = 0
     resume: bool = False
 
     def check(self) -> None:
         """Raise InputError for a value that cannot be, naming the option."""
+        self.require(("statistics",), lambda value: value >= 1, "must be at least 1")
         counts = ("max_length", "batch", "accumulate", "steps", "teacher_steps", "eval_steps", "student_layers")
         sizes = ("teacher_width", "student_width", "teacher_heads", "student_heads")
         self.require(counts + sizes, lambda value: value >= 1, "must be at least 1")

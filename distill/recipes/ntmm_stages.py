@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from neural_layers.distill.gate import QualityGate
 from neural_layers.distill.losses import DistillationLoss
@@ -26,6 +26,7 @@ class Recipe:
     def __init__(self, options: NTMMOptions, run: RecipeRun, shared: NTMMData, given: Given, gate: QualityGate) -> None:
         self.options, self.run, self.shared, self.given, self.gate = options, run, shared, given, gate
         self.loss = _losses(options, shared)
+        self.callbacks: tuple[TrainerCallback, ...] = ()  # of the student's trainer
 
     def check(self) -> None:
         """Raise InputError for what would be found only when a training begins."""
@@ -109,9 +110,12 @@ class Recipe:
     def _student(self, teacher: PreTrainedModel) -> DistillationTrainer:
         model = self._new_student(teacher)
         loss = self.loss(model, teacher)
-        return build_trainer(
+        trainer = build_trainer(
             "student", model, self.shared, self.run, self.schedule(), teacher=teacher, loss=loss, gate=self.gate
         )
+        for callback in self.callbacks:
+            trainer.add_callback(callback)
+        return trainer
 
     def _baseline(self, teacher: PreTrainedModel) -> DistillationTrainer:
         model = self._new_student(teacher)

@@ -20,6 +20,7 @@ from neural_layers.distill.recipes.ntmm_options import NTMMOptions
 from neural_layers.distill.recipes.recipe_run import RecipeRun
 from neural_layers.distill.recipes.trained import mixed_precision
 from neural_layers.distill.tasks import ClassificationTask
+from neural_layers.distill.tracking import add_statistics, tracker_names, tracking_arguments
 from neural_layers.distill.trainer import DistillationTrainer
 from neural_layers.distill.validation import ClassificationOptions, ClassificationValidator
 from neural_layers.errors import InputError
@@ -118,6 +119,7 @@ def build_trainer(
         callbacks=[ProgressBar(name, run, options.metric)],
     )
     trainer.remove_callback(PrinterCallback)
+    add_statistics(trainer, options.statistics)
     return trainer
 
 
@@ -144,7 +146,7 @@ def _arguments(options: NTMMOptions, run: RecipeRun, name: str, schedule: Schedu
         logging_nan_inf_filter=False,
         seed=options.seed,
         ignore_data_skip=True,
-        report_to="none",
+        **tracking_arguments(tracker_names(options.report_to), run.path, name),
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from neural_layers.cli.train import add_tracking
+
 DEGRADED = 3  # the exit status where the student keeps too little of its teacher's quality
 
 
@@ -116,6 +118,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         "--patience", type=int, default=5, metavar="N", help="validations without a better one; 0: never"
     )
     group.add_argument("--seed", type=int, default=0, metavar="N")
+    add_tracking(group, default="tensorboard")
     group.add_argument("--threads", type=int, metavar="N", help="of the CPU; the same bits need the same number")
 
 
