@@ -33,7 +33,7 @@ def cost_plot(report: dict[str, Any]) -> "Figure":
 
 def noun(report: dict[str, Any]) -> str:
     """What one example is called."""
-    return "sentence" if report.get("task", "translation") == "translation" else "text"
+    return {"translation": "sentence", "language": "sequence"}.get(report.get("task", "translation"), "text")
 
 
 def compression_plot(report: dict[str, Any]) -> "Figure":

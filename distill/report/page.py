@@ -5,7 +5,7 @@ from typing import Any
 from neural_layers.distill.report.costs import noun
 from neural_layers.distill.report.html_table import fact_table, flatten, prose, text
 from neural_layers.distill.report.numbers import count, digits, duration
-from neural_layers.distill.report.scores import gate_metric, is_translation, score_named
+from neural_layers.distill.report.scores import gate_metric, is_language, is_translation, score_named
 from neural_layers.distill.report.sections import (
     class_section,
     compression_section,
@@ -70,6 +70,8 @@ a share of the teacher's, or the teacher's of the student's where lower is bette
 def _examples(report: dict[str, Any]) -> str:
     if is_translation(report):
         note = "Worst: the test sentences whose student translation has the lowest chrF."
+    elif is_language(report):
+        note = "Worst: the test sequences on which the student's loss is above the teacher's by most."
     else:
         note = "Worst: the wrong answers that the student is surest of."
     return f"""<h2>Examples</h2>

@@ -49,6 +49,8 @@ SCORES = {
     "macro_f1": Score("macro-F1", 100),
     "calibration_error": Score("calibration error", 100, "lower"),
     "loss": Score("loss", 1, "lower", None),
+    "perplexity": Score("perplexity", 1, "lower", None),
+    "bits_per_byte": Score("bits per byte", 1, "lower", None),
 }
 
 
@@ -62,9 +64,15 @@ def is_translation(report: dict[str, Any]) -> bool:
     return bool(report.get("task", "translation") == "translation")
 
 
+def is_language(report: dict[str, Any]) -> bool:
+    """Whether a causal language model was distilled."""
+    return bool(report.get("task") == "language")
+
+
 def gate_metric(report: dict[str, Any]) -> str:
-    """The score that the student is judged by: the gate's, or BLEU or accuracy where none is named."""
-    return str(report.get("gate", {}).get("metric") or ("bleu" if is_translation(report) else "accuracy"))
+    """The score that the student is judged by: the gate's, or BLEU, loss or accuracy where none is named."""
+    usual = "bleu" if is_translation(report) else "loss" if is_language(report) else "accuracy"
+    return str(report.get("gate", {}).get("metric") or usual)
 
 
 def scores_of(entries: list[dict[str, Any]], first: str = "") -> list[str]:

@@ -5,11 +5,12 @@ from typing import Any
 from neural_layers.distill.report.costs import noun
 from neural_layers.distill.report.html_table import phrase, table, text
 from neural_layers.distill.report.numbers import count, digits, duration, megabytes, percent, score
-from neural_layers.distill.report.scores import gate_metric, is_translation, score_named, scores_of
+from neural_layers.distill.report.scores import gate_metric, is_language, is_translation, score_named, scores_of
 
 MODEL_NOTES = {"teacher": "", "student": "", "baseline": "the same student trained without the teacher"}
 EXAMPLE_HEADERS = ("picked", "source", "reference", "teacher", "student", "student's chrF")
 TEXT_HEADERS = ("picked", "text", "class", "teacher", "student", "student's confidence, %")
+SEQUENCE_HEADERS = ("picked", "text", "teacher's loss", "student's loss")
 UNKNOWN = "–"
 
 
@@ -81,16 +82,24 @@ def compression_table(report: dict[str, Any]) -> str:
 
 
 def example_table(report: dict[str, Any]) -> str:
-    """Sentences with their translations, or texts with their classes; the worst first."""
+    """Sentences with their translations, texts with their classes, or sequences with their losses; the worst first."""
     examples = report["examples"]
     if not examples:
         return '<p class="note">No examples were kept.</p>'
-    translation, rows = is_translation(report), []
+    headers: tuple[str, ...] = TEXT_HEADERS
+    cells_of, rows = _classes, []
+    if is_translation(report):
+        headers, cells_of = EXAMPLE_HEADERS, _translations
+    elif is_language(report):
+        headers, cells_of = SEQUENCE_HEADERS, _losses
     for example in sorted(examples, key=lambda one: one["kind"] != "worst"):
         kind = text(example["kind"])
-        cells = _translations(example) if translation else _classes(example)
-        rows.append([f'<span class="kind {kind}">{kind}</span>', *cells])
-    return table("sentences cards", EXAMPLE_HEADERS if translation else TEXT_HEADERS, rows)
+        rows.append([f'<span class="kind {kind}">{kind}</span>', *cells_of(example)])
+    return table("sentences cards", headers, rows)
+
+
+def _losses(example: dict[str, Any]) -> list[str]:
+    return [phrase(example["text"]), *[text(digits(example[name])) for name in ("teacher", "student")]]
 
 
 def _translations(example: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from neural_layers.distill.report.costs import noun
 from neural_layers.distill.report.numbers import count, digits, percent, times
 from neural_layers.distill.report.scores import gate_metric, is_translation, score_named
 
@@ -119,7 +120,7 @@ def _cost_phrase(teacher_parameters: int, student_parameters: int) -> str:
 def _remarks(report: dict[str, Any], metric: str) -> list[str]:
     models = report["models"]
     teacher, student = models["teacher"]["quality"], models["student"]["quality"]
-    usual = ("bleu", "chrf") if is_translation(report) else ("accuracy", "macro_f1")
+    usual = ("bleu", "chrf") if is_translation(report) else ("accuracy", "macro_f1", "bits_per_byte")
     told = [name for name in dict.fromkeys((metric, *usual)) if name in teacher and name in student]
     reached = {
         name: " and ".join(_with_unit(one, quality[one]) for one in told)
@@ -130,10 +131,9 @@ def _remarks(report: dict[str, Any], metric: str) -> list[str]:
     share = "" if other is None else (
         f", which is {percent(report['retention'][other])} % of the teacher's {score_named(other).label}"
     )  # fmt: skip
-    examples = "sentences" if is_translation(report) else "texts"
     remarks = [
-        f"On {count(report['data']['test'])} test {examples} the teacher reaches {reached['teacher']}, the student "
-        f"{reached['student']}{share}."
+        f"On {count(report['data']['test'])} test {noun(report)}s the teacher reaches {reached['teacher']}, the "
+        f"student {reached['student']}{share}."
     ]
     if 0 < teacher[metric] < WEAK_TEACHER.get(metric, 0.0):
         remarks.append("The teacher itself is weak, so keeping its quality says little.")
