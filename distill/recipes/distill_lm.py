@@ -152,7 +152,7 @@ def _reported(
         "versions": versions(),
         "hyperparameters": _hyperparameters(recipe, models),
         "data": {
-            "name": ", ".join(options.data),
+            "name": ", ".join(options.data) + ("" if options.test else "; judged by the validation text"),
             "train": options.steps * options.batch * options.accumulate,
             "valid": len(recipe.data.valid.windows),
             "test": len(recipe.data.test.windows),

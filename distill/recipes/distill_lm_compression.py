@@ -57,7 +57,7 @@ def compress_language_model(
     return forms
 
 
-def reader(model: nn.Module, test: LanguageTest) -> Callable[[Sequence[Packed]], Array]:
+def reader(model: nn.Module, test: LanguageTest) -> Callable[[Sequence[Any]], Array]:
     """What gives the sums of windows by a model."""
     return lambda windows: score(model, windows, test.batch_size)
 
@@ -69,8 +69,14 @@ def _made(name: str, student: Any, tokenizer: Any, target: Path, test: LanguageT
 
         export_onnx(student, target, quantize=ONNX_WEIGHTS[name], tokenizer=tokenizer)
         served = OnnxModel(target, threads=torch.get_num_threads())
-        predict: Callable[[Sequence[Packed]], Array] = lambda windows: np.stack([_by_graph(served, w) for w in windows])  # noqa: E731
-        return Compressed(name, predict, target, _bytes(target), weight_bytes(target), DESCRIPTIONS[name])
+        return Compressed(
+            name,
+            lambda windows: _by_graph(served, windows),
+            target,
+            _bytes(target),
+            weight_bytes(target),
+            DESCRIPTIONS[name],
+        )
     model: Any
     if name == "nf4":
         model = packed_copy(student)
@@ -82,8 +88,12 @@ def _made(name: str, student: Any, tokenizer: Any, target: Path, test: LanguageT
     return Compressed(name, reader(model, test), target, _bytes(target), held(model), DESCRIPTIONS[name])
 
 
-def _by_graph(served: Any, window: Packed) -> Array:
-    """The sums of one window; a graph knows no borders, so each document goes through it by itself."""
+def _by_graph(served: Any, windows: Sequence[Any]) -> Array:
+    """The sums of windows; a graph knows no borders, so each document goes through it by itself."""
+    return np.stack([_window_by_graph(served, window) for window in windows])
+
+
+def _window_by_graph(served: Any, window: Packed) -> Array:
     nats, predicted = 0.0, 0
     starts = np.flatnonzero(window.position_ids == 0).tolist()
     for start, end in zip(starts, [*starts[1:], len(window.input_ids)], strict=True):

@@ -70,15 +70,16 @@ class DistillLMRecipe:
 
     def new_student(self) -> HybridForCausalLM:
         """The student before its training. Raises InputError where it does not fit the teacher."""
-        options, teacher = self.options, self.teacher
+        options = self.options
+        teacher: Any = self.teacher
         set_seed(options.seed)
         model = build_model(options.training(), self.tokenizer)
-        entries = teacher.config.vocab_size  # type: ignore[union-attr]
+        entries = teacher.config.vocab_size
         if options.student is None and model.config.vocab_size != entries:
             model.config.vocab_size = entries  # the teacher's is padded
             set_seed(options.seed)
             model = HybridForCausalLM(model.config)
-        check_vocabularies(teacher, model)  # type: ignore[arg-type]
+        check_vocabularies(teacher, model)
         return model
 
     def _trained(self, name: str, make: Callable[[], DistillationTrainer]) -> tuple[nn.Module, Trained]:
@@ -178,6 +179,7 @@ def _show(bar: Any, done: int, total: int) -> None:
 
 def _arguments(options: DistillLMOptions, folder: Path) -> TrainingArguments:
     schedules = {"linear": "linear", "constant": "constant_with_warmup", "cosine": "cosine_with_min_lr"}
+    precision: dict[str, Any] = {**mixed_precision(options.precision)}
     least = options.rate / 10 if options.min_lr is None else options.min_lr
     return TrainingArguments(
         output_dir=str(folder),
@@ -192,7 +194,7 @@ def _arguments(options: DistillLMOptions, folder: Path) -> TrainingArguments:
         adam_beta2=options.beta2,
         max_grad_norm=options.clip,
         optim="adamw_torch_fused",
-        **mixed_precision(options.precision),
+        **precision,
         eval_strategy="steps",
         eval_steps=options.eval_steps,
         save_strategy="steps",

@@ -60,7 +60,7 @@ class LanguageTest:
     @property
     def name(self) -> str:
         """What the text and the windows hash to."""
-        tokens = hashlib.sha256(np.ascontiguousarray(self.store.tokens, dtype="<i8")).hexdigest()
+        tokens = hashlib.sha256(np.asarray(self.store.tokens, dtype="<i8").tobytes()).hexdigest()
         return digest([tokens, repr(self.store.starts.tolist()), str(self.context), str(self.vocab_size)])
 
 
