@@ -202,7 +202,7 @@ def _arguments(options: LanguageModelOptions, run: LanguageModelRun, validates: 
     elif schedule == "constant":
         schedule = "constant_with_warmup"
     return TrainingArguments(
-        output_dir=str(run.checkpoints),
+        output_dir=str(run.checkpoint_folder),
         max_steps=options.steps,
         per_device_train_batch_size=options.batch,
         gradient_accumulation_steps=options.accumulate,

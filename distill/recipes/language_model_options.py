@@ -1,19 +1,18 @@
 """What a person can choose for the training of a language model, and what is refused."""
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
+from neural_layers.distill.recipes.recipe_options import RecipeOptions
 from neural_layers.errors import InputError
 
-# What may change when a run is continued: none of it changes the numbers of the result.
-_FREE = ("out", "resume", "cache", "keep", "report_to", "statistics")
 SCHEDULES = ("cosine", "linear", "constant")
 
 
 @dataclass(frozen=True)
-class LanguageModelOptions:
+class LanguageModelOptions(RecipeOptions):
     """The options of `neural-layers train`.
 
     data:    sources, `SOURCE` or `SOURCE=WEIGHT`, as `parse_sources` takes them
@@ -33,6 +32,8 @@ class LanguageModelOptions:
     separator: what divides `.txt` files into documents
     report_to: trackers with commas between, or "none"; statistics: steps between norms of gradients and weights
     """
+
+    free: ClassVar[tuple[str, ...]] = ("out", "resume", "cache", "keep", "report_to", "statistics")
 
     data: tuple[str, ...]
     out: Path
@@ -80,19 +81,6 @@ class LanguageModelOptions:
     def warmup_steps(self) -> int:
         """`warmup`, or its default."""
         return min(100, self.steps // 10) if self.warmup is None else self.warmup
-
-    def record(self) -> dict[str, Any]:
-        """The options as JSON has them."""
-        chosen = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
-        return {**chosen, "data": list(self.data)}
-
-    def differing(self, other: dict[str, Any]) -> tuple[str, Any, Any] | None:
-        """The first option that is not as in `other`, a record: its name on the command line, there and here."""
-        own = self.record()
-        for field in fields(self):
-            if field.name not in _FREE and other.get(field.name) != own[field.name]:
-                return "--" + field.name.replace("_", "-"), other.get(field.name), own[field.name]
-        return None
 
     def check(self) -> None:
         """Raise InputError for a value that cannot be, naming the option."""
