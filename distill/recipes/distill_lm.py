@@ -2,12 +2,14 @@
 
 import os
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
+from transformers import TrainerCallback
 
 from neural_layers.distill.recipes.distill_lm_comparison import Tested, compare, compressed
 from neural_layers.distill.recipes.distill_lm_compression import check_forms
@@ -26,16 +28,21 @@ from neural_layers.distill.text.feed import BatchPlan, SampledFeed
 from neural_layers.distill.text.sources import parse_sources
 from neural_layers.distill.text.store import TokenStore
 from neural_layers.distill.text.tokenizing import fingerprint
+from neural_layers.distill.tracking import tracker_names
+from neural_layers.distill.validation.recording import scores
 from neural_layers.errors import InputError
 from neural_layers.models.loading import check_model_folder, check_vocabulary, load_tokenizer, model_type
 
 RECIPE = "lm"
 
 
-def distill_language_model(options: DistillLMOptions, command: str = "") -> dict[str, Any]:
+def distill_language_model(
+    options: DistillLMOptions, command: str = "", callbacks: Sequence[TrainerCallback] = ()
+) -> dict[str, Any]:
     """Run the recipe, or continue it; return the content of `report.json`. All input is checked before anything is
-    written but the tokens of the text.
+    written but the tokens of the text and the teacher's cache.
 
+    callbacks: of the student's trainer
     Raises InputError for input that a person can mend, FloatingPointError where a training diverges.
     """
     started = time.perf_counter()
@@ -45,6 +52,7 @@ def distill_language_model(options: DistillLMOptions, command: str = "") -> dict
         tqdm.write(f"{options.out} is finished; this is its report")
         return run.report()
     recipe = _open(options, run)
+    recipe.callbacks = tuple(callbacks)
     run.begin(
         {
             "options": options.record(),
@@ -61,6 +69,7 @@ def distill_language_model(options: DistillLMOptions, command: str = "") -> dict
 def _check(options: DistillLMOptions) -> None:
     options.check()
     mixed_precision(options.precision)
+    tracker_names(options.report_to)
     if options.compress is not None:
         check_forms(options.compress)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -161,7 +170,10 @@ def _reported(
         **compared,
         "gate": judged(recipe.gate, compared["retention"], trained["student"]),
         "rollbacks": trained["student"].rollbacks,
-        "validation": {"teacher": [], **{name: one.validations for name, one in trained.items()}},
+        "validation": {
+            "teacher": _teacher_validated(recipe),
+            **{name: one.validations for name, one in trained.items()},
+        },
         "training_log": {"teacher": [], **{name: one.log for name, one in trained.items()}},
     }
     if options.compress is not None:
@@ -173,10 +185,17 @@ def _reported(
     return report
 
 
+def _teacher_validated(recipe: DistillLMRecipe) -> list[dict[str, float]]:
+    """The teacher's scores on the validation text, which it has read beside the student, as of step 0."""
+    measures = recipe.validator("student").teacher_measures()
+    assert measures is not None
+    return [{"step": 0, **scores(measures)}]
+
+
 def _hyperparameters(recipe: DistillLMRecipe, models: dict[str, nn.Module]) -> dict[str, Any]:
     """The options, with what they left to the recipe filled in."""
     options = recipe.options
-    given = {k: v for k, v in options.record().items() if k not in ("out", "resume", "cache", "keep")}
+    given = {k: v for k, v in options.record().items() if k not in options.free}
     filled = {"lr": options.rate, "save_steps": options.saves, "warmup": options.training().warmup_steps}
     configs = {f"{name}_config": model.config.to_diff_dict() for name, model in models.items()}  # type: ignore[union-attr,operator]
     return {**given, **filled, **mixed_precision(options.precision), **configs}

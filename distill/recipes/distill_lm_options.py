@@ -32,10 +32,11 @@ class DistillLMOptions(RecipeOptions):
     teacher_cache: where the teacher's `top_k` largest logits of all training sequences are kept, and found again
     baseline: also train the student without the teacher
     compress: forms of the student to make and measure, by commas
+    report_to: trackers, by commas; statistics: log norms of gradients and weights every so many steps
     max_drop, gate_patience, lr_factor, min_retention: of the `QualityGate` on the validation loss
     """
 
-    free: ClassVar[tuple[str, ...]] = ("out", "resume", "cache", "keep")
+    free: ClassVar[tuple[str, ...]] = ("out", "resume", "cache", "keep", "report_to", "statistics")
 
     data: tuple[str, ...]
     teacher: Path
@@ -88,6 +89,8 @@ class DistillLMOptions(RecipeOptions):
     min_retention: float = 0.9
     baseline: bool = False
     compress: str | None = None
+    report_to: str = "tensorboard"
+    statistics: int | None = None
     seed: int = 0
     resume: bool = False
 
@@ -115,7 +118,7 @@ class DistillLMOptions(RecipeOptions):
             for name in _SIZES:
                 self.require((name,), lambda value: value is None, "changes the model of --student; leave one out")
         self.training().check()
-        self.require(("top_k",), lambda value: value >= 1, "must be at least 1")
+        self.require(("top_k", "statistics"), lambda value: value >= 1, "must be at least 1")
         self.require(("cosine", "gate_patience"), lambda value: 0 <= value < math.inf, "must not be negative")
         self.one_of("precision", PRECISIONS)
         self.one_of("divergence", tuple(DIVERGENCES))

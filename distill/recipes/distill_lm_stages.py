@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from neural_layers.distill.exact_trainer import Feed
@@ -25,6 +25,7 @@ from neural_layers.distill.recipes.trained import Trained, mixed_precision, trai
 from neural_layers.distill.tasks import CausalTask
 from neural_layers.distill.teacher_cache import TeacherCache, build_cache
 from neural_layers.distill.text.sampling import collate
+from neural_layers.distill.tracking import add_statistics, tracker_names, tracking_arguments
 from neural_layers.distill.trainer import DistillationTrainer, check_vocabularies
 from neural_layers.distill.validation.recording import Resampling
 from neural_layers.models.hybrid import HybridForCausalLM
@@ -50,6 +51,7 @@ class DistillLMRecipe:
         self.options, self.run, self.data = options, run, data
         self.teacher, self.tokenizer = teacher, tokenizer
         self.cached: TeacherCache | None = None
+        self.callbacks: tuple[TrainerCallback, ...] = ()  # of the student's trainer
         self.gate = QualityGate(
             "loss", options.max_drop, options.gate_patience, options.lr_factor, options.min_retention
         )
@@ -119,29 +121,33 @@ class DistillLMRecipe:
                 progress=lambda done, total: _show(bar, done, total),
             )
 
+    def validator(self, name: str) -> LanguageTeacherValidator:
+        """Of the student, beside its teacher; or of the baseline alone."""
+        folder = self.run.path / "validation"
+        if name == "student":
+            return LanguageTeacherValidator(self.data.valid, folder, self.teacher, Resampling())
+        return LanguageTeacherValidator(self.data.valid, folder / name, None, Resampling())
+
     def _trainer(
         self, name: str, model: HybridForCausalLM, loss: DistillationLoss, teacher: Any, gate: QualityGate | None
     ) -> DistillationTrainer:
-        options, folder = self.options, self.run.path / "validation"
-        watches = self.teacher if name == "student" else None
-        validate = LanguageTeacherValidator(
-            self.data.valid, folder if name == "student" else folder / name, watches, Resampling()
-        )
+        options = self.options
         trainer = DistillationTrainer(
             model=model,
-            args=_arguments(options, self.run.checkpoints(name)),
+            args=_arguments(options, self.run, name),
             feed=self.data.feed,
             task=CausalTask(),
             teacher=teacher,
             loss=loss,
-            validate=validate,
+            validate=self.validator(name),
             gate=gate,
             keeps_best=True,
             keep=options.keep,
             patience=options.patience,
-            callbacks=[ProgressBar(name, self.run, "loss")],
+            callbacks=[ProgressBar(name, self.run, "loss"), *(self.callbacks if name == "student" else ())],
         )
         trainer.remove_callback(PrinterCallback)
+        add_statistics(trainer, options.statistics)
         self.teacher.to(trainer.args.device)  # also where its answers come out of a cache: it is validated beside
         set_seed(options.seed)  # of dropout: the same whatever was made before
         return trainer
@@ -177,12 +183,13 @@ def _show(bar: Any, done: int, total: int) -> None:
     bar.update(done - bar.n)
 
 
-def _arguments(options: DistillLMOptions, folder: Path) -> TrainingArguments:
+def _arguments(options: DistillLMOptions, run: RecipeRun, name: str) -> TrainingArguments:
     schedules = {"linear": "linear", "constant": "constant_with_warmup", "cosine": "cosine_with_min_lr"}
     precision: dict[str, Any] = {**mixed_precision(options.precision)}
+    tracking = tracking_arguments(tracker_names(options.report_to), run.path, name)
     least = options.rate / 10 if options.min_lr is None else options.min_lr
     return TrainingArguments(
-        output_dir=str(folder),
+        output_dir=str(run.checkpoints(name)),
         max_steps=options.steps,
         per_device_train_batch_size=options.batch,
         gradient_accumulation_steps=options.accumulate,
@@ -205,7 +212,7 @@ def _arguments(options: DistillLMOptions, folder: Path) -> TrainingArguments:
         logging_nan_inf_filter=False,
         seed=options.seed,
         ignore_data_skip=True,
-        report_to="none",
+        **tracking,
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from neural_layers.cli.train import unescaped
+from neural_layers.cli.train import add_tracking, unescaped
 
 DEGRADED = 3  # the exit status where the student keeps too little of its teacher's quality
 
@@ -91,6 +91,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--keep", type=int, default=2, metavar="N", help="checkpoints that stay; default: 2")
     group.add_argument("--patience", type=int, metavar="N", help="stop after N validations without a better loss")
     group.add_argument("--seed", type=int, default=0, metavar="N")
+    add_tracking(group, default="tensorboard")
     group.add_argument("--threads", type=int, metavar="N", help="of the CPU; the same bits need the same number")
 
 

@@ -29,7 +29,8 @@ from tests.distill.interrupted_runs import in_a_process
 from tests.distill.language_runs import small_options, write_corpus
 
 _SMALL = """--context 16 --batch 4 --steps 8 --eval-steps 4 --save-steps 2 --lr 1e-2 --layers 2 --mixers mamba,attention
---width 8 --heads 2 --kv-heads 1 --ff 12 --threads 1 --min-retention 0"""
+--width 8 --heads 2 --kv-heads 1 --ff 12 --threads 1 --min-retention 0
+--report-to none"""
 SEPARATED = ["--document-separator", "king"]  # documents of a few words: borders in nearly every sequence
 
 
@@ -39,7 +40,7 @@ def root(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("lm")
     write_corpus(folder / "data")
     torch.set_num_threads(1)
-    train_language_model(small_options(folder, steps=60, eval_steps=60, save_steps=60))
+    train_language_model(small_options(folder, steps=40, eval_steps=40, save_steps=40))
     (folder / "run" / "model").rename(folder / "teacher")
     return folder
 
@@ -72,6 +73,7 @@ def weights_of(run: Path, name: str = "student") -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def run(root) -> Path:
     options = ["--baseline", "--compress", "bf16,nf4", "--cosine", "0.1", "--states", "uniform", "--temperature", "3:1"]
+    options += ["--report-to", "tensorboard", "--statistics", 4]
     assert distill(root, "first", *options, *SEPARATED, page=True) == 0
     return root / "first"
 
@@ -79,12 +81,15 @@ def run(root) -> Path:
 def test_the_run_folder_and_the_report_have_every_part(run) -> None:
     assert {entry.name for entry in run.iterdir()} == {
         *("config.json", "train_log.jsonl", "validation", "checkpoints", "report.html", "report.json"),
-        *("student", "baseline", "compressed"),
+        *("student", "baseline", "compressed", "tensorboard"),
     }
     report = report_of(run)
     assert report["task"] == "language"
     assert set(report["models"]) == {"teacher", "student", "baseline"}
     assert [entry["step"] for entry in report["validation"]["student"]] == [4, 8]
+    teacher = json.loads((run / "validation" / "teacher.json").read_text())["windows"]
+    loss = sum(nats for nats, _ in teacher) / sum(tokens for _, tokens in teacher)
+    assert report["validation"]["teacher"][0]["loss"] == pytest.approx(loss, abs=1e-6)
     assert [form["variant"] for form in report["compression"]] == ["student", "bf16", "nf4"]
     assert report["rollbacks"] == []
     for line in report["training_log"]["student"]:
