@@ -22,7 +22,7 @@ def add(subcommands: Any) -> None:
         "several processes at once. What stands behind -- are the recipe's own options, which all trials share.",
     )
     parser.set_defaults(recipe_arguments=[])
-    parser.add_argument("recipe", nargs="+", metavar="RECIPE", help="train, distill ntmm or distill cvm")
+    parser.add_argument("recipe", nargs="+", metavar="RECIPE", help="train, or distill with ntmm, cvm or lm")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="the search's folder, or one to continue"
     )
@@ -240,6 +240,7 @@ def _recipes() -> dict[tuple[str, ...], Any]:
         ("train",): (_train, language, {"parameters": "min", "seconds": "min"}, "loss"),
         ("distill", "ntmm"): (_ntmm, classes, COSTS, "accuracy"),
         ("distill", "cvm"): (_cvm, {**translation, "ter": "min"}, COSTS, "chrf"),
+        ("distill", "lm"): (_lm, language, COSTS, "loss"),
     }
 
 
@@ -262,3 +263,10 @@ def _cvm() -> tuple[type, Callable[..., Any]]:
     from neural_layers.distill.recipes.cvm_options import CVMOptions
 
     return CVMOptions, distill_cvm
+
+
+def _lm() -> tuple[type, Callable[..., Any]]:
+    from neural_layers.distill.recipes.distill_lm import distill_language_model
+    from neural_layers.distill.recipes.distill_lm_options import DistillLMOptions
+
+    return DistillLMOptions, distill_language_model

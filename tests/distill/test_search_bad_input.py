@@ -163,5 +163,7 @@ def test_architecture_fields_of_every_recipe_can_be_searched() -> None:
     ntmm = recipe_named(("distill", "ntmm")).options
     assert {"student_width", "student_heads", "student_mixers", "student_layers", "temperature", "pooling"} <= set(ntmm)
     assert ntmm["augment"].kind == "switch"
+    lm = set(recipe_named(("distill", "lm")).options)
+    assert {"layers", "width", "heads", "mixers", "temperature"} <= lm
     assert {"lr", "temperature", "alpha", "steps"} <= set(recipe_named(("distill", "cvm")).options)
     assert not {"out", "seed", "find_lr", "data"} & set(ntmm)
