@@ -39,7 +39,7 @@ def split_words(text: str) -> tuple[list[Word], str]:
     for token in re.findall(r"\s*\S+", text.rstrip() if rest else text):
         found = _WORD.fullmatch(token)
         assert found is not None  # every part may be empty
-        words.append(Word(*found.groups()))
+        words.append(Word(found[1], found[2], found[3], found[4]))
     fixed = _fixed(words)
     padded = [False, *fixed, False]
     marked = [

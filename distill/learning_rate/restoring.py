@@ -24,7 +24,7 @@ def as_it_was(trainer: Trainer) -> Iterator[None]:
     values = [(tensor, tensor.detach().clone(), tensor.grad) for tensor in tensors]
     modes = [(module, module.training) for module in model.modules()]
     optimizer, schedule = trainer.optimizer, trainer.lr_scheduler
-    kept = copy.deepcopy((optimizer.state_dict() if optimizer else None, schedule.state_dict() if schedule else None))
+    kept = [(part, copy.deepcopy(part.state_dict())) for part in (optimizer, schedule) if part is not None]
     own = {name: copy.deepcopy(value) for name, value in vars(trainer).items() if type(value) in _PLAIN}
     state, control = copy.deepcopy((trainer.state, trainer.control))
     prepared = {name: list(getattr(trainer.accelerator, name)) for name in ("_dataloaders", "_optimizers", "_models")}
@@ -41,10 +41,8 @@ def as_it_was(trainer: Trainer) -> Iterator[None]:
         for module, mode in modes:
             module.training = mode
         trainer.optimizer, trainer.lr_scheduler = optimizer, schedule
-        if optimizer is not None:
-            optimizer.load_state_dict(kept[0])
-        if schedule is not None:
-            schedule.load_state_dict(kept[1])
+        for part, content in kept:
+            part.load_state_dict(content)
         for name in set(vars(trainer)) - set(own):
             if type(vars(trainer)[name]) in _PLAIN:
                 delattr(trainer, name)

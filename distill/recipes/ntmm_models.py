@@ -68,7 +68,8 @@ def load_classifier(folder: Path, classes: Sequence[str], *, new_head: bool) -> 
 
 
 def _check_classes(model: PreTrainedModel, folder: Path, classes: Sequence[str]) -> None:
-    names = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
+    config: Any = model.config
+    names = [str(config.id2label[i]) for i in range(config.num_labels)]
     if len(names) != len(classes):
         raise InputError(
             f"the teacher in {folder} has {len(names)} classes and the data {len(classes)}; map the labels "

@@ -164,9 +164,10 @@ def _losses(
         if student is None or teacher is None:
             return DistillationLoss(alpha=0.0, beta=1.0, **same)
         set_seed(options.seed)  # of the projection
-        widths = (model.config.get_text_config().hidden_size for model in (student, teacher))
+        student_dim, teacher_dim = (model.config.get_text_config().hidden_size for model in (student, teacher))
         return DistillationLoss.ntmm(
-            *widths,
+            student_dim,
+            teacher_dim,
             **_weights(options),
             **same,
         )

@@ -124,6 +124,7 @@ def build_trainer(
 
 
 def _arguments(options: NTMMOptions, run: RecipeRun, name: str, schedule: Schedule) -> TrainingArguments:
+    precision: dict[str, Any] = {**mixed_precision(options.precision)}
     return TrainingArguments(
         output_dir=str(run.checkpoints(name)),
         max_steps=schedule.steps,
@@ -135,7 +136,7 @@ def _arguments(options: NTMMOptions, run: RecipeRun, name: str, schedule: Schedu
         weight_decay=options.weight_decay,
         max_grad_norm=options.clip,
         optim="adamw_torch_fused",
-        **mixed_precision(options.precision),
+        **precision,
         eval_strategy="steps",
         eval_steps=schedule.eval_steps,
         save_strategy="steps",

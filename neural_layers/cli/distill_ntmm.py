@@ -151,8 +151,11 @@ def run_ntmm(options: argparse.Namespace) -> int:
         if options.threads < 1:
             raise InputError(f"--threads {options.threads} must be at least 1")
         torch.set_num_threads(options.threads)
-    given = {name: value for name, value in vars(options).items() if name in NTMMOptions.__dataclass_fields__}
-    chosen = NTMMOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    given: dict[str, Any] = {
+        name: value for name, value in vars(options).items() if name in NTMMOptions.__dataclass_fields__
+    }
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    chosen = NTMMOptions(**given)
     if chosen.find_lr is not None:
         return _find_rate(chosen)
     report = distill_ntmm(chosen, command=options.command_line)
