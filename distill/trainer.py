@@ -108,7 +108,9 @@ class DistillationTrainer(GatedTrainer):
         if "loss" in logs and self._sums:
             # The parts of accumulated batches add up to that of a step, as the loss does.
             steps = self.state.global_step - self._logged_step
-            logs = {**logs, **{name: value / steps for name, value in self._sums.items()}}
+            sums = torch.tensor(list(self._sums.values()), dtype=torch.float64, device=self.args.device)
+            means = (self.accelerator.reduce(sums, "mean") / steps).tolist()
+            logs = {**logs, **dict(zip(self._sums, means, strict=True))}
             self._sums.clear()
             self._logged_step = self.state.global_step
         super().log(logs, *args, **kwargs)

@@ -24,6 +24,7 @@ from neural_layers.distill.recipes.trained import (
     Trained,
     judged,
     mixed_precision,
+    refuse_processes,
     train_to_the_end,
     trained_before,
 )
@@ -44,6 +45,7 @@ def distill_cvm(options: CVMOptions, command: str = "", callbacks: Sequence[Trai
     """
     started = time.perf_counter()
     options.check()
+    refuse_processes()
     mixed_precision(options.precision)
     tracker_names(options.report_to)
     gate, preset = options.gate(), options.chosen()

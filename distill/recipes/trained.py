@@ -1,6 +1,7 @@
 """One model's training within a recipe: what it leaves beside the model, also for a run that is continued."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -54,6 +55,16 @@ def train_to_the_end(name: str, trainer: DistillationTrainer, run: RecipeRun) ->
 def trained_before(name: str, run: RecipeRun) -> Trained:
     """What `train_to_the_end` returned when that model was trained, in a run that is continued."""
     return Trained(**json.loads((run.checkpoints(name) / "trained.json").read_text(encoding="utf-8")))
+
+
+def refuse_processes() -> None:
+    """Raise InputError under torchrun with several processes, each of which would write the run's folder."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        raise InputError(
+            f"this recipe runs in one process and torchrun started {world}; start it without torchrun, or use "
+            "DistillationTrainer in a program of your own, which several processes can share"
+        )
 
 
 def mixed_precision(chosen: str) -> dict[str, bool]:

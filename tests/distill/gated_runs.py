@@ -22,10 +22,10 @@ VOCABULARY, STEPS, EVERY = 20, 20, 4
 SPIKED = 10  # steps done when the learning rate is too high: between the validations at 8 and at 12
 
 
-def make_model(seed: int, hidden: int) -> CVMForConditionalGeneration:
+def make_model(seed: int, hidden: int, dropout: float = 0.1) -> CVMForConditionalGeneration:
     torch.manual_seed(seed)
     sizes = {"hidden_size": hidden, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return CVMForConditionalGeneration(CVMConfig(vocab_size=VOCABULARY, dropout=0.1, **sizes))
+    return CVMForConditionalGeneration(CVMConfig(vocab_size=VOCABULARY, dropout=dropout, **sizes))
 
 
 def make_rows(count: int = 64) -> list[dict[str, torch.Tensor]]:
@@ -78,15 +78,20 @@ class Spike(TrainerCallback):
                 group["lr"] *= self.factor
 
 
-def gated_trainer(folder: Path, *callbacks: TrainerCallback, **changes: Any) -> DistillationTrainer:
-    """A trainer whose run is in `folder`; dropout, accumulation and a projection make every state matter."""
-    student = make_model(0, 12)
+def gated_trainer(
+    folder: Path, *callbacks: TrainerCallback, rank: int = 0, world: int = 1, is_plain: bool = False, **changes: Any
+) -> DistillationTrainer:
+    """A trainer whose run is in `folder`; dropout, accumulation and a projection make every state matter.
+
+    is_plain: without dropout and projection, so that several processes can be compared with one
+    """
+    student = make_model(0, 12, 0.0 if is_plain else 0.1)
     saving = {"eval_strategy": "steps", "eval_steps": EVERY, "save_strategy": "steps", "save_steps": EVERY // 2}
     quiet = {"report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False, "remove_unused_columns": False}
     args = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         max_steps=STEPS,
-        per_device_train_batch_size=8,
+        per_device_train_batch_size=8 // world,
         gradient_accumulation_steps=2,
         learning_rate=8e-2,
         lr_scheduler_type="cosine",
@@ -97,6 +102,9 @@ def gated_trainer(folder: Path, *callbacks: TrainerCallback, **changes: Any) -> 
         ignore_data_skip=True,
         logging_nan_inf_filter=False,
         seed=3,
+        use_cpu=True,
+        ddp_backend="gloo" if world > 1 else None,
+        ddp_find_unused_parameters=False,
         **saving,
         **quiet,
     )
@@ -106,10 +114,10 @@ def gated_trainer(folder: Path, *callbacks: TrainerCallback, **changes: Any) -> 
     return DistillationTrainer(
         model=student,
         args=args,
-        feed=ExampleFeed(make_rows(), stack, batch_size=8, accumulate=2, seed=5),
+        feed=ExampleFeed(make_rows(), stack, batch_size=8 // world, accumulate=2, seed=5, rank=rank, world=world),
         task=Seq2SeqTask(student),
         teacher=make_model(1, 16),
-        loss=DistillationLoss(alpha=0.1, beta=0.9, cosine=0.5, states=alignment),
+        loss=DistillationLoss(alpha=0.1, beta=0.9, **({} if is_plain else {"cosine": 0.5, "states": alignment})),
         validate=AccuracyValidator(folder / "validation"),
         gate=gate,
         callbacks=list(callbacks),
@@ -122,11 +130,12 @@ def finish(folder: Path, *callbacks: TrainerCallback, **changes: Any) -> Distill
     torch.set_num_threads(1)
     trainer = gated_trainer(folder, *callbacks, **changes)
     trainer.run()
-    save_model(folder / "model", trainer.model)
+    if trainer.is_world_process_zero():
+        save_model(folder / "model", trainer.model)
     return trainer
 
 
-def spiked_run(folder: Path) -> DistillationTrainer:
+def spiked_run(folder: Path, **changes: Any) -> DistillationTrainer:
     """Run, or go on, with a learning rate 50 times too high in one step before the first rollback."""
     is_rolled_back = (folder / "checkpoints" / "gate.json").is_file()
-    return finish(folder, Spike(SPIKED, 50.0, times=0 if is_rolled_back else 1))
+    return finish(folder, Spike(SPIKED, 50.0, times=0 if is_rolled_back else 1), **changes)

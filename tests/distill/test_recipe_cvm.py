@@ -197,6 +197,11 @@ def test_options_that_cannot_be_are_named(arguments, message, data, tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
+def test_several_processes_are_refused(data, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "runs in one process and torchrun started 2" in refused(capsys, "--out", str(tmp_path / "out"), *data)
+
+
 def test_validation_pairs_that_training_has_are_told(data, tmp_path, capsys) -> None:
     files = dict(zip(data[::2], data[1::2], strict=True))
     arguments = ["--data", files["--data"], "--valid", files["--data"], "--test", files["--test"]]
