@@ -3,7 +3,9 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import torch
 
 from neural_layers.distill.gate import QualityGate
 from neural_layers.distill.losses import Schedule
@@ -11,9 +13,17 @@ from neural_layers.distill.losses.divergences import DIVERGENCES
 from neural_layers.distill.presets import CVMPreset, preset_named
 from neural_layers.distill.recipes.recipe_options import RecipeOptions
 from neural_layers.distill.recipes.trained import PRECISIONS
+from neural_layers.distill.text.errors import first_line
 from neural_layers.errors import InputError
+from neural_layers.models.cvm import CVMConfig, CVMForConditionalGeneration
 
 METRICS = ("bleu", "chrf")
+_SIZES = {
+    "student_layers": "num_hidden_layers",
+    "student_width": "hidden_size",
+    "student_heads": "num_attention_heads",
+    "student_ff": "intermediate_size",
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,7 @@ class CVMOptions(RecipeOptions):
                teacher's, by default as many
     teacher:   a folder with a trained CVM model and its tokenizer, or None to train one first
     tokenizer: a folder with a tokenizer, or None to train one on the data (or to take the teacher's)
+    student_layers, student_width, student_heads, student_ff: of the student, instead of the preset's
     baseline:  also train the student without the teacher, with the same steps
     batch, lr, warmup (steps), precision: of the trainings. temperature, alpha, beta: numbers or schedules ("6:2");
                divergence, label_smoothing, cosine, mse: of the student's loss
@@ -50,6 +61,10 @@ class CVMOptions(RecipeOptions):
     teacher_steps: int | None = None
     teacher: Path | None = None
     tokenizer: Path | None = None
+    student_layers: int | None = None
+    student_width: int | None = None
+    student_heads: int | None = None
+    student_ff: int | None = None
     baseline: bool = False
     batch: int | None = None
     lr: float | None = None
@@ -86,6 +101,7 @@ class CVMOptions(RecipeOptions):
         """Raise InputError for a value that cannot be, naming the option."""
         sizes = ("steps", "teacher_steps", "batch", "eval_steps", "save_steps", "eval_sentences", "top_k", "statistics")
         self.require(sizes, lambda value: value >= 1, "must be at least 1")
+        self.require(tuple(_SIZES), lambda value: value >= 1, "must be at least 1")
         self.require(("bertscore_layers",), lambda value: value >= 1, "must be at least 1")
         self.require(("lr",), lambda value: 0 < value < math.inf, "must be a positive number")
         self.require(("warmup",), lambda value: value >= 0, "must not be negative")
@@ -132,6 +148,7 @@ class CVMOptions(RecipeOptions):
             raise InputError(f"--save-steps {saved} must divide --eval-steps {steps}: what is validated is also saved")
         return replace(
             preset,
+            student=self._student_sizes(preset),
             student_training=student,
             temperature=Schedule.parse(preset.temperature if self.temperature is None else self.temperature),
             alpha=Schedule.parse(preset.alpha if self.alpha is None else self.alpha),
@@ -140,3 +157,16 @@ class CVMOptions(RecipeOptions):
             save_steps=saved,
             eval_sentences=preset.eval_sentences if self.eval_sentences is None else self.eval_sentences,
         )
+
+    def _student_sizes(self, preset: CVMPreset) -> dict[str, Any]:
+        """The preset's, with those that are given. Raises InputError where they do not fit each other."""
+        given = {field: getattr(self, name) for name, field in _SIZES.items() if getattr(self, name) is not None}
+        sizes = {**preset.student, **given}
+        if not given:
+            return sizes
+        try:
+            with torch.device("meta"):  # some sizes are refused by the layers alone
+                CVMForConditionalGeneration(CVMConfig(**sizes))
+        except ValueError as error:
+            raise InputError(f"the student cannot be built: {first_line(error)}") from error
+        return sizes

@@ -42,6 +42,8 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--preset", default="tiny", metavar="NAME", help="tiny (default), small or paper")
     group.add_argument("--teacher", type=Path, metavar="DIR", help="a trained teacher with its tokenizer")
     group.add_argument("--tokenizer", type=Path, metavar="DIR", help="a tokenizer, instead of training one on the data")
+    for name in ("layers", "width", "heads", "ff"):
+        group.add_argument(f"--student-{name}", type=int, metavar="N", help="of the student, instead of the preset's")
     group.add_argument("--baseline", action="store_true", help="also train the student without the teacher")
     group.add_argument(
         "--compress", metavar="NAMES", help="forms of the student to measure: bf16, nf4, onnx, onnx-int8, onnx-int4"

@@ -158,6 +158,19 @@ def test_a_failure_of_all_trials_has_status_1(tmp_path, capsys) -> None:
     assert record["parameters"] == {"heads": "3|5"}
 
 
+def test_the_sizes_of_a_translator_take_the_place_of_the_preset_s_where_they_fit_each_other(tmp_path) -> None:
+    from neural_layers.distill.recipes.cvm_options import CVMOptions
+
+    chosen = CVMOptions(tmp_path, student_layers=3, student_width=24, student_heads=2).chosen().student
+    assert (chosen["num_hidden_layers"], chosen["hidden_size"], chosen["num_attention_heads"]) == (3, 24, 2)
+    assert chosen["intermediate_size"] == CVMOptions(tmp_path).chosen().student["intermediate_size"]
+    for sizes in ({"student_heads": 3}, {"student_width": 20}):
+        with pytest.raises(InputError, match="the student cannot be built: "):
+            CVMOptions(tmp_path, **sizes).chosen()
+    with pytest.raises(InputError, match="--student-layers 0 must be at least 1"):
+        CVMOptions(tmp_path, student_layers=0).check()
+
+
 def test_architecture_fields_of_every_recipe_can_be_searched() -> None:
     assert {"layers", "width", "heads", "kv_heads", "ff", "mixers", "lr"} <= set(recipe_named(("train",)).options)
     ntmm = recipe_named(("distill", "ntmm")).options
@@ -165,5 +178,6 @@ def test_architecture_fields_of_every_recipe_can_be_searched() -> None:
     assert ntmm["augment"].kind == "switch"
     lm = set(recipe_named(("distill", "lm")).options)
     assert {"layers", "width", "heads", "mixers", "temperature"} <= lm
-    assert {"lr", "temperature", "alpha", "steps"} <= set(recipe_named(("distill", "cvm")).options)
+    cvm = set(recipe_named(("distill", "cvm")).options)
+    assert {"lr", "temperature", "alpha", "steps", "student_layers", "student_width", "student_heads"} <= cvm
     assert not {"out", "seed", "find_lr", "data"} & set(ntmm)
