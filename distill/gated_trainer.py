@@ -55,11 +55,11 @@ class GatedTrainer(ExactTrainer):
         self._going_back = False
         if gate is None:
             return
-        if validate is None or not has_best or self.args.metric_for_best_model.removeprefix("eval_") != gate.metric:
+        if validate is None or str(self.args.metric_for_best_model).removeprefix("eval_") != gate.metric:
             raise ValueError(
                 f"a gate on {gate.metric!r} needs validate, and metric_for_best_model={gate.metric!r} in the arguments"
             )
-        if self.args.eval_steps % self.args.save_steps:
+        if (self.args.eval_steps or 0) % self.args.save_steps:
             raise ValueError(
                 f"eval_steps={self.args.eval_steps} must be a multiple of save_steps={self.args.save_steps}: the "
                 "training goes back to a checkpoint that was validated"

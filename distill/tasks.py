@@ -58,9 +58,9 @@ class CausalTask:
 
     def outputs(self, model: nn.Module, batch: dict[str, Tensor], with_states: bool) -> Outputs:
         """Of every token."""
-        inputs = {name: value for name, value in batch.items() if name not in ("labels", "index")}
+        inputs: dict[str, Any] = {name: value for name, value in batch.items() if name not in ("labels", "index")}
         mask = batch.get("attention_mask")
-        inputs = {**inputs, "use_cache": False}
+        inputs["use_cache"] = False
         return _language_outputs(model, inputs, with_states, "hidden_states", None if mask is None else mask.bool())
 
 
@@ -95,5 +95,5 @@ def _language_outputs(
 
 
 @lru_cache
-def _can_skip_logits(kind: type) -> bool:
+def _can_skip_logits(kind: Any) -> bool:
     return "skip_logits" in inspect.signature(kind.forward).parameters

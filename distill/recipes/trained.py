@@ -67,7 +67,7 @@ def refuse_processes() -> None:
         )
 
 
-def mixed_precision(chosen: str) -> dict[str, bool]:
+def mixed_precision(chosen: str) -> dict[str, Any]:
     """`bf16` and `fp16` of the arguments: what is asked for, else what the device is made for; a CPU takes float32.
 
     Raises InputError where the device cannot.

@@ -133,8 +133,11 @@ class CVMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if skip_logits and labels is not None:
             raise ValueError("skip_logits=True leaves no logits to compare the labels with; give decoder_input_ids")
         logits_BTV = None if skip_logits else self.lm_head(decoded.last_hidden_state)
+        loss = None
+        if labels is not None and logits_BTV is not None:
+            loss = token_cross_entropy(logits_BTV, labels, num_items_in_batch)
         output = Seq2SeqLMOutput(
-            loss=None if labels is None else token_cross_entropy(logits_BTV, labels, num_items_in_batch),
+            loss=loss,
             logits=logits_BTV,
             past_key_values=decoded.past_key_values,
             decoder_hidden_states=decoded.hidden_states,
