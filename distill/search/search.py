@@ -80,7 +80,6 @@ class Search:
                 raise InputError(f"{flag} is searched and given behind --; leave one of them out")
         # What is wrong with the options that all trials share is told at once.
         recipe.parse([*options.arguments, "--out", str(options.out / "trials" / "0")])
-        self.lines: list[str] = []
         prune = options.prune if self._pruning_obstacle() is None else "none"
         self.folder = SearchFolder(
             options.out,
@@ -112,7 +111,7 @@ class Search:
         disk, an interruption) ends the search, and the same call continues that trial.
         """
         obstacle = self._pruning_obstacle()
-        if obstacle is not None and self.options.prune != "none":
+        if obstacle is not None and self.options.prune != "none" and show_bar:
             tqdm.write(f"no trial is pruned: {obstacle}")
         # The bar stays on the terminal; what a recipe prints goes to the log of its trial.
         with tqdm(total=self.options.trials, desc="search", unit="trial", disable=not show_bar, file=sys.stderr) as bar:

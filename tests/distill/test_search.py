@@ -121,7 +121,7 @@ def test_processes_side_by_side_share_the_trials(tmp_path) -> None:
 
 def test_several_objectives_give_the_pareto_front_and_no_pruning(tmp_path, capsys) -> None:
     found = search(tmp_path / "s", trials=16, objectives=("loss", "parameters:min"))
-    found.run(show_bar=False)
+    found.run()
     written = write_results(found)
     assert "no trial is pruned: there are several objectives" in capsys.readouterr().out
     front = json.loads((tmp_path / "s" / "pareto.json").read_text())["front"]
