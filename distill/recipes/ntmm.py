@@ -62,7 +62,13 @@ def _open(options: NTMMOptions) -> Recipe:
     if options.compress is not None:
         check_variants(options.compress, "classification")
     gate = QualityGate(
-        options.metric, options.max_drop, options.gate_patience, options.lr_factor, options.min_retention
+        options.metric,
+        options.max_drop,
+        options.gate_patience,
+        options.lr_factor,
+        options.min_retention,
+        options.confidence,
+        options.samples,
     )
     data, lines = read_data(options)
     run = RecipeRun(RECIPE, options)
@@ -87,7 +93,7 @@ def _reported(
         assert options.teacher is not None
         folders["teacher"] = options.teacher
     tested = ask_models(models, tokenizer, data)
-    compared = compare(models, trained, tested, tokenizer, data, folders)
+    compared = compare(models, trained, tested, tokenizer, data, folders, recipe.gate)
     report: dict[str, Any] = {
         "title": "NTMM distillation",
         "task": "classification",
@@ -115,7 +121,7 @@ def _reported(
 
 def _hyperparameters(recipe: Recipe, models: dict[str, PreTrainedModel]) -> dict[str, Any]:
     """The options, with what they left to the recipe filled in."""
-    options = {k: v for k, v in recipe.options.record().items() if k not in ("out", "resume", "find_lr")}
+    options = {k: v for k, v in recipe.options.record().items() if k not in recipe.options.free}
     described_models = {f"{name}_config": model.config.to_diff_dict() for name, model in models.items()}
     schedule = asdict(recipe.schedule())
     return {

@@ -50,17 +50,20 @@ def compare(
     tokenizer: Any,
     data: ClassificationData,
     folders: Mapping[str, Path],
+    gate: QualityGate,
 ) -> dict[str, Any]:
     """The parts `models`, `retention`, `retention_interval`, `classes` and `examples` of the report.
 
-    folders: where the weights of each model lie.
+    folders: where the weights of each model lie. gate: says how intervals are made
     """
     predict = {name: predictor(model, tokenizer, "classification") for name, model in models.items()}
     one = {name: _one(ask) for name, ask in predict.items()}
     latency = measure_latency(one, data.test.texts[:_TIMED_TEXTS])
     throughput = measure_throughput(predict, data.test.texts[:_BATCHED_TEXTS])
     labels = np.array(data.test.labels)
-    kept = {m: ratio_interval(tested.measures["student"][m], tested.measures["teacher"][m]) for m in RETAINED}
+    student, teacher = tested.measures["student"], tested.measures["teacher"]
+    how: dict[str, Any] = {"samples": gate.samples, "confidence": gate.confidence}
+    kept = {m: ratio_interval(student[m], teacher[m], **how) for m in RETAINED}
     return {
         "models": {
             name: {

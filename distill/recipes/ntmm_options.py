@@ -38,7 +38,7 @@ class NTMMOptions(RecipeOptions):
     temperature, alpha, beta: numbers or schedules such as "5:2"; cosine, mse, label_smoothing, divergence: of the loss
     eval_steps: between validations, by default an epoch; patience: validations without a better `metric` after which a
                 training stops, 0 for never
-    max_drop, gate_patience, lr_factor, min_retention: of the `QualityGate`
+    max_drop, gate_patience, lr_factor, min_retention, confidence, samples: of the `QualityGate`
     baseline:   also train the student without the teacher
     compress:   forms of the student to make and measure, by commas
     report_to:  trackers, by commas; statistics: log norms of gradients and weights every so many steps
@@ -102,6 +102,8 @@ class NTMMOptions(RecipeOptions):
     gate_patience: int = 3
     lr_factor: float = 0.5
     min_retention: float = 0.9
+    confidence: float = 0.95
+    samples: int = 1000
     baseline: bool = False
     compress: str | None = None
     find_lr: int | None = None

@@ -29,11 +29,10 @@ DEFAULT_TOKENIZER = "bpe:4096"
 
 @dataclass(frozen=True)
 class Given:
-    """The models that folders hold; None for one that is made in this run."""
+    """The tokenizer, and the teacher that a folder holds; None for one that is made in this run."""
 
     tokenizer: Any
     teacher: PreTrainedModel | None
-    student: PreTrainedModel | None
 
 
 def read_data(options: NTMMOptions) -> tuple[ClassificationData, list[str]]:
@@ -87,29 +86,42 @@ def open_models(options: NTMMOptions, data: ClassificationData, run: RecipeRun) 
         if folder is not None:
             model_type(folder)
     tokenizer = _tokenizer(options, data, run)
-    teacher = student = None
+    teacher = None
     if options.teacher is not None:
         teacher = load_classifier(options.teacher, data.classes, new_head=options.fine_tune_teacher)
         fit_to_tokenizer(teacher, tokenizer, options.max_length, options.teacher)
     if options.student is not None:
-        if (options.student / "tokenizer.json").is_file():
-            own = tokenizer_of(options.student, options.max_length)
-            origin = "the teacher" if options.teacher is not None else "this run"
-            check_same_tokenizer(own, f"the student in {options.student}", tokenizer, _origin(options, origin))
-        student = load_classifier(options.student, data.classes, new_head=True)
-        fit_to_tokenizer(student, tokenizer, options.max_length, options.student)
-    if teacher is not None and student is not None:
-        ours, theirs = (m.config.get_text_config().vocab_size for m in (student, teacher))
-        if ours != theirs:
-            raise InputError(
-                f"the student in {options.student} has a vocabulary of {ours} and the teacher in {options.teacher} of "
-                f"{theirs}; distillation needs one tokenizer for both"
-            )
-    return Given(tokenizer, teacher, student)
+        student = load_student(options, data, tokenizer)
+        if teacher is not None:
+            _check_vocabularies(options, student, teacher)
+    return Given(tokenizer, teacher)
 
 
-def _origin(options: NTMMOptions, whose: str) -> str:
-    return f"{whose} in {options.teacher}" if options.teacher is not None else f"{whose} ({options.tokenizer})"
+def load_student(options: NTMMOptions, data: ClassificationData, tokenizer: Any) -> PreTrainedModel:
+    """The model that `options.student` holds, with a head for these classes.
+
+    Raises InputError as `open_models` does.
+    """
+    assert options.student is not None
+    if (options.student / "tokenizer.json").is_file():
+        own = tokenizer_of(options.student, options.max_length)
+        check_same_tokenizer(own, f"the student in {options.student}", tokenizer, _origin(options))
+    student = load_classifier(options.student, data.classes, new_head=True)
+    fit_to_tokenizer(student, tokenizer, options.max_length, options.student)
+    return student
+
+
+def _check_vocabularies(options: NTMMOptions, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    ours, theirs = (model.config.get_text_config().vocab_size for model in (student, teacher))
+    if ours != theirs:
+        raise InputError(
+            f"the student in {options.student} has a vocabulary of {ours} and the teacher in {options.teacher} of "
+            f"{theirs}; distillation needs one tokenizer for both"
+        )
+
+
+def _origin(options: NTMMOptions) -> str:
+    return f"this run ({options.tokenizer})" if options.teacher is None else f"the teacher in {options.teacher}"
 
 
 def _tokenizer(options: NTMMOptions, data: ClassificationData, run: RecipeRun) -> Any:

@@ -10,7 +10,7 @@ from neural_layers.distill.gate import QualityGate
 from neural_layers.distill.losses import DistillationLoss
 from neural_layers.distill.recipes.ntmm_models import hybrid_config, load_classifier, new_hybrid, shallower
 from neural_layers.distill.recipes.ntmm_options import FROM_SCRATCH, FROM_WEIGHTS, NTMMOptions
-from neural_layers.distill.recipes.ntmm_preparing import Given, described, open_models
+from neural_layers.distill.recipes.ntmm_preparing import Given, described, load_student
 from neural_layers.distill.recipes.ntmm_training import NTMMData, Schedule, build_trainer
 from neural_layers.distill.recipes.recipe_run import RecipeRun
 from neural_layers.distill.recipes.trained import Trained, train_to_the_end, trained_before
@@ -123,8 +123,8 @@ class Recipe:
 
     def _new_student(self, teacher: PreTrainedModel) -> PreTrainedModel:
         options = self.options
-        if options.student is not None:  # read again: the one in memory may have been trained
-            return open_models(options, self.shared.data, self.run).student  # type: ignore[return-value]
+        if options.student is not None:
+            return load_student(options, self.shared.data, self.given.tokenizer)
         if options.student_layers is not None:
             return shallower(teacher, options.student_layers, options.seed)
         return self._hybrid("student")

@@ -22,7 +22,7 @@ from neural_layers.distill.recipes.trained import mixed_precision
 from neural_layers.distill.tasks import ClassificationTask
 from neural_layers.distill.tracking import add_statistics, tracker_names, tracking_arguments
 from neural_layers.distill.trainer import DistillationTrainer
-from neural_layers.distill.validation import ClassificationOptions, ClassificationValidator
+from neural_layers.distill.validation import ClassificationOptions, ClassificationValidator, Resampling
 from neural_layers.errors import InputError
 
 
@@ -103,7 +103,7 @@ def build_trainer(
         classes=data.classes,
         teacher=teacher,
         texts=data.valid.texts,
-        options=ClassificationOptions(),
+        options=ClassificationOptions(resampling=Resampling(options.samples, options.confidence)),
     )
     trainer = DistillationTrainer(
         model=model,

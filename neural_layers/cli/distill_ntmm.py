@@ -131,6 +131,8 @@ def _add_gate(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--gate-patience", type=int, default=3, metavar="N", help="times to go back; default: 3")
     group.add_argument("--lr-factor", type=float, default=0.5, metavar="X", help="of the rate each time; default: 0.5")
     group.add_argument("--min-retention", type=float, default=0.9, metavar="X", help="of the teacher's; default: 0.9")
+    group.add_argument("--confidence", type=float, default=0.95, metavar="X", help="of the intervals; default: 0.95")
+    group.add_argument("--samples", type=int, default=1000, metavar="N", help="of the bootstrap; default: 1000")
 
 
 def run_ntmm(options: argparse.Namespace) -> int:
