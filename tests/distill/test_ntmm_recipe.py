@@ -41,7 +41,7 @@ def report_of(run: Path) -> dict:
 def test_the_run_folder_holds_what_the_design_says(run) -> None:
     names = {entry.name for entry in run.iterdir()}
     assert names == {
-        *("config.json", "train_log.jsonl", "validation", "checkpoints", "report.html", "report.json"),
+        *("config.json", "train_log.jsonl", "tensorboard", "validation", "checkpoints", "report.html", "report.json"),
         *("tokenizer", "teacher", "student", "baseline", "compressed"),
     }
     assert {"step-2.json", "step-4.json", "teacher", "baseline"} <= {e.name for e in (run / "validation").iterdir()}
