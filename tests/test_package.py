@@ -62,6 +62,7 @@ def test_wheel_gives_the_public_names_outside_the_checkout(tmp_path) -> None:
     assert printed.count(str(site)) == 3
     assert str(ROOT) + "/neural" not in printed
     assert (site / "neural_layers" / "py.typed").is_file()
+    assert (site / "neural_layers" / "distill" / "classification" / "tables" / "synonyms.json").is_file()
     assert not [entry.name for entry in site.iterdir() if not entry.name.startswith("neural_layers")]
 
 
