@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from neural_layers.distill.search.recipe import MAXIMIZE, MINIMIZE, SearchedRecipe, nearest
 from neural_layers.errors import InputError
@@ -18,7 +19,7 @@ class Objective:
         return f"{self.name}:{self.direction}"
 
     @property
-    def study_direction(self) -> str:
+    def study_direction(self) -> Literal["minimize", "maximize"]:
         """As Optuna calls it."""
         return "minimize" if self.direction == MINIMIZE else "maximize"
 

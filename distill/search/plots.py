@@ -1,5 +1,6 @@
 """Plots of a search: its history, what its parameters matter, and the trade-off between objectives."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,13 +127,13 @@ def _last(trial: Any) -> float:
     return float(trial.intermediate_values[max(trial.intermediate_values)])
 
 
-def _dots(axes: "Axes", points: list[tuple[float, float]], label: str, **look: Any) -> None:
+def _dots(axes: "Axes", points: Sequence[tuple[float, float]], label: str, **look: Any) -> None:
     if points:
         xs, ys = zip(*points, strict=True)
         axes.plot(xs, ys, linestyle="", markersize=6, markeredgewidth=1.5, label=label, **look)
 
 
-def _best_so_far(axes: "Axes", done: list[tuple[float, float]], objective: Objective) -> None:
+def _best_so_far(axes: "Axes", done: Sequence[tuple[float, float]], objective: Objective) -> None:
     best, line = None, []
     for number, value in done:
         best = value if best is None or objective.better(value, best) else best

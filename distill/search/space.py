@@ -37,7 +37,7 @@ class Parameter:
     def suggest(self, trial: "optuna.Trial") -> Value:
         """The sampler's value for this trial; the same one however often it is asked."""
         if self.choices:
-            chosen: Value = trial.suggest_categorical(self.name, self.choices)
+            chosen: Any = trial.suggest_categorical(self.name, self.choices)
             return chosen
         if self.is_whole:
             step = 1 if self.step is None else int(self.step)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neural_layers.cli import main
-from neural_layers.cli.search import recipe_named
+from neural_layers.cli.search_recipes import recipe_named
 from neural_layers.distill.search.space import parse_parameter
 from neural_layers.errors import InputError
 from tests.distill.search_runs import OPTIONS, search
