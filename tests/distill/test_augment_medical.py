@@ -147,3 +147,12 @@ def test_the_shipped_tables_are_large_enough_and_name_nothing_twice() -> None:
     phrases = [phrase for group in groups for phrase in group]
     assert len(set(phrases)) == len(phrases)
     assert MedicalTextAugmenter().synonyms["fever"] == ["pyrexia", "raised temperature"]
+
+
+def test_without_protection_the_facts_would_change(monkeypatch) -> None:
+    # The planted fault that the properties above are there to find.
+    text = "patient denies fever and takes aspirin 5 mg twice a day, no heart attack, for headache and rash"
+    kept = runs(text)
+    monkeypatch.setattr("neural_layers.distill.classification.protection._fixed", lambda words: [False] * len(words))
+    lost = [any(run not in WILD(text, epoch, 0) for run in kept) for epoch in range(5)]
+    assert all(lost)
