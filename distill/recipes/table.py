@@ -2,10 +2,15 @@
 
 from typing import Any
 
+from neural_layers.distill.report.costs import noun
 from neural_layers.distill.report.numbers import count, digits, megabytes, percent
-from neural_layers.distill.report.scores import gate_metric, is_translation, score_named
+from neural_layers.distill.report.scores import gate_metric, score_named
 
-_SHOWN = {True: ("bleu", "chrf", "ter", "exact_match"), False: ("accuracy", "macro_f1", "calibration_error")}
+_SHOWN = {
+    "translation": ("bleu", "chrf", "ter", "exact_match"),
+    "classification": ("accuracy", "macro_f1", "calibration_error"),
+    "language": ("loss", "perplexity", "bits_per_byte"),
+}
 _NONE = "–"
 
 
@@ -22,7 +27,7 @@ def print_table(report: dict[str, Any]) -> None:
 
 def _scores(report: dict[str, Any]) -> list[str]:
     """The gate's score and the usual ones, where the student has them."""
-    names = dict.fromkeys((gate_metric(report), *_SHOWN[is_translation(report)]))
+    names = dict.fromkeys((gate_metric(report), *_SHOWN[report.get("task", "translation")]))
     return [name for name in names if name in report["models"]["student"]["quality"]]
 
 
@@ -41,7 +46,7 @@ def _table(title: str, headings: list[str]) -> Any:
 
 
 def _models(report: dict[str, Any]) -> Any:
-    examples, names = "sentences" if is_translation(report) else "texts", _scores(report)
+    examples, names = f"{noun(report)}s", _scores(report)
     headings = ["model", "parameters", *map(_header, names), "ms p50", "ms p95"]
     table = _table(f"{report['title']}: {report['data']['test']:,} test {examples}", headings)
     for name, model in report["models"].items():
@@ -72,15 +77,20 @@ def _forms(report: dict[str, Any]) -> Any:
 
 
 def _kept(report: dict[str, Any]) -> str:
-    label, kept = score_named(gate_metric(report)).label, report["retention"].get(gate_metric(report))
-    if kept is None:
-        said = f"the teacher's {label} is 0: nothing to keep"
-    else:
-        said = f"the student keeps {percent(kept)} % of the teacher's {label}"
+    """What the student keeps of each metric that must be kept, whether that is enough, and how often it went back."""
+    shares = [
+        f"{percent(kept)} % of the teacher's {score_named(metric).label}"
+        if kept is not None
+        else f"nothing that could be told of the teacher's {score_named(metric).label}"
+        for metric, kept in report["retention"].items()
+    ]
+    said = f"the student keeps {' and '.join(shares)}"
     gate = report.get("gate")
     if not gate:
         return said
     number = len(report.get("rollbacks", []))
     went_back = "1 rollback" if number == 1 else f"{number} rollbacks"
-    word, least = "passed" if gate["passed"] else "failed", percent(gate["min_retention"]).removesuffix(".0")
-    return f"{said}: {word} ({least} % asked for), {went_back}"
+    failed = " and ".join(score_named(metric).label for metric in gate["failed"])
+    judged = "passed" if gate["passed"] else f"failed by {failed}"
+    stopped = "" if gate["outcome"] == "finished" else ", stopped by the gate"
+    return f"{said}: {judged} ({gate['min_retention']:.0%} asked for), {went_back}{stopped}"

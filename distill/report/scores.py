@@ -48,9 +48,9 @@ SCORES = {
     "accuracy": Score("accuracy", 100),
     "macro_f1": Score("macro-F1", 100),
     "calibration_error": Score("calibration error", 100, "lower"),
-    "loss": Score("loss", 1, "lower", None),
+    "loss": Score("loss", 1, "lower", 4),
     "perplexity": Score("perplexity", 1, "lower", None),
-    "bits_per_byte": Score("bits per byte", 1, "lower", None),
+    "bits_per_byte": Score("bits per byte", 1, "lower", 4),
 }
 
 

@@ -128,7 +128,7 @@ def run_lm(options: argparse.Namespace) -> int:
 
     from neural_layers.distill.recipes.distill_lm import distill_language_model
     from neural_layers.distill.recipes.distill_lm_options import DistillLMOptions
-    from neural_layers.distill.recipes.distill_lm_table import print_table
+    from neural_layers.distill.recipes.table import print_table
 
     logging.disable_progress_bar()  # of loading and saving; training has its own
     logging.set_verbosity_error()  # what loading a model has to say is said by the recipe, as errors
