@@ -7,6 +7,9 @@ from neural_layers.distill.losses.schedule import Schedule
 from neural_layers.errors import InputError
 
 
+_TEMPERATURE, _ALPHA, _BETA = Schedule(6.0, 6.0), Schedule(0.8, 0.8), Schedule(0.2, 0.2)  # the specification's
+
+
 @dataclass(frozen=True)
 class Training:
     """How one model is trained: AdamW, warmup, then the named decay, clipping at norm 1."""
@@ -29,9 +32,9 @@ class CVMPreset:
     max_length: int
     teacher_training: Training
     student_training: Training
-    temperature: Schedule = Schedule(6.0, 6.0)
-    alpha: Schedule = Schedule(0.8, 0.8)
-    beta: Schedule = Schedule(0.2, 0.2)
+    temperature: Schedule = _TEMPERATURE
+    alpha: Schedule = _ALPHA
+    beta: Schedule = _BETA
     eval_steps: int = 1000
     save_steps: int = 1000
     eval_sentences: int = 400

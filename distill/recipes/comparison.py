@@ -13,12 +13,12 @@ from neural_layers.distill.compression import Threshold, compress, measure_compr
 from neural_layers.distill.compression.timing import measure_latency, measure_throughput
 from neural_layers.distill.data.pairs import SentencePair
 from neural_layers.distill.gate import QualityGate
+from neural_layers.distill.recipes.described import described_models, described_retention
 from neural_layers.distill.recipes.trained import Trained
 from neural_layers.distill.validation import (
     Measure,
     TranslationOptions,
     TranslationScorer,
-    ratio_interval,
     translate,
 )
 from neural_layers.distill.validation.analysis import analyse, worst
@@ -69,26 +69,11 @@ def compare(
     latency = measure_latency({name: _one(predict) for name, predict in ask.items()}, tested.sources[:_TIMED])
     throughput = measure_throughput(ask, tested.sources[:_BATCHED])
     measures, again = tested.measures, asdict(options.resampling)
-    kept = {m: ratio_interval(measures["student"][m], measures["teacher"][m], **again) for m in RETAINED}
     chrf = {name: found["chrf"] for name, found in measures.items()}
     shown = (tested.sources, tested.references, tested.translations, chrf)
     return {
-        "models": {
-            name: {
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "file_bytes": sum(file.stat().st_size for file in folders[name].glob("*.safetensors")),
-                "memory_bytes": sum(t.nbytes for t in [*model.parameters(), *model.buffers()]),
-                "latency_ms": latency[name],
-                "throughput": throughput[name],
-                "quality": scores(measures[name]),
-                "training": {"steps": trained[name].steps, "seconds": trained[name].seconds}
-                if name in trained
-                else None,
-            }
-            for name, model in models.items()
-        },
-        "retention": {m: None if found is None else round(found[0], 6) for m, found in kept.items()},
-        "retention_interval": {m: [round(end, 6) for end in found[1:]] for m, found in kept.items() if found},
+        "models": described_models(models, folders, measures, trained, latency, throughput),
+        **described_retention(measures["student"], measures["teacher"], RETAINED, **again),
         "analysis": analyse(*shown, options.seen, options.rare_at_most),
         "examples": _examples(tested, chrf),
     }

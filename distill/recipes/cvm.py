@@ -161,7 +161,9 @@ def _described(data: CVMData) -> dict[str, Any]:
 def _hyperparameters(data: CVMData) -> dict[str, Any]:
     """The preset as it was changed by the options, and the options that no preset has."""
     preset: CVMPreset = data.preset
-    chosen: dict[str, Any] = {k: str(v) if k in ("temperature", "alpha", "beta") else v for k, v in vars(preset).items()}
+    chosen: dict[str, Any] = {
+        k: str(v) if k in ("temperature", "alpha", "beta") else v for k, v in vars(preset).items()
+    }
     for name in ("teacher_training", "student_training"):
         chosen[name] = asdict(chosen[name])
     names = ("divergence", "label_smoothing", "cosine", "mse", "teacher_cache", "top_k", "precision", "bertscore")

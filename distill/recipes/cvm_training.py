@@ -15,6 +15,7 @@ from neural_layers.distill.gate import QualityGate
 from neural_layers.distill.losses import DistillationLoss
 from neural_layers.distill.presets import CVMPreset, Training
 from neural_layers.distill.progress import ProgressBar
+from neural_layers.distill.recipes.arguments import exact_arguments
 from neural_layers.distill.recipes.cvm_options import CVMOptions
 from neural_layers.distill.recipes.recipe_run import RecipeRun
 from neural_layers.distill.recipes.splits import Splits
@@ -140,28 +141,18 @@ def _cached(teacher: PreTrainedModel, data: CVMData, task: Seq2SeqTask) -> Teach
 def _arguments(data: CVMData, run: RecipeRun, name: str, training: Training) -> TrainingArguments:
     preset, options = data.preset, data.options
     steps = min(preset.eval_steps, training.steps)
-    return TrainingArguments(
-        output_dir=str(run.checkpoints(name)),
-        max_steps=training.steps,
+    return exact_arguments(
+        run.checkpoints(name),
+        steps=training.steps,
+        eval_steps=steps,
+        save_steps=preset.save_steps if steps % preset.save_steps == 0 else steps,
         per_device_train_batch_size=training.batch_size,
         learning_rate=training.learning_rate,
-        optim="adamw_torch_fused",
         warmup_steps=training.warmup_steps,
         lr_scheduler_type=training.schedule,
         **mixed_precision(options.precision),
-        eval_strategy="steps",
-        eval_steps=steps,
-        save_strategy="steps",
-        save_steps=preset.save_steps if steps % preset.save_steps == 0 else steps,
         metric_for_best_model=options.metric,
         greater_is_better=True,
-        logging_steps=max(1, training.steps // 100),
-        logging_nan_inf_filter=False,
         seed=options.seed,
-        ignore_data_skip=True,
         **tracking_arguments(tracker_names(options.report_to), run.path, name),
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        use_cpu=not torch.cuda.is_available(),
     )

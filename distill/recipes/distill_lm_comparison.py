@@ -11,15 +11,13 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from neural_layers.distill.compression import Threshold, measure_compressed
-from neural_layers.distill.compression.compress import held
 from neural_layers.distill.compression.timing import measure_latency, measure_throughput
 from neural_layers.distill.gate import QualityGate
+from neural_layers.distill.recipes.described import described_models, described_retention
 from neural_layers.distill.recipes.distill_lm_compression import check_forms, compress_language_model, reader
-from neural_layers.distill.recipes.distill_lm_teacher import TransformersTeacher
 from neural_layers.distill.recipes.distill_lm_validation import COMPARED, LanguageTest, worst_windows
 from neural_layers.distill.recipes.trained import Trained
 from neural_layers.distill.text.packing import Packed
-from neural_layers.distill.validation.bootstrap import ratio_interval
 from neural_layers.distill.validation.measures import Array, Measure, quotient
 from neural_layers.distill.validation.recording import scores
 
@@ -57,25 +55,9 @@ def compare(
     latency = measure_latency({name: _one(ask) for name, ask in read.items()}, windows[:_TIMED])
     throughput = measure_throughput(read, windows[:_BATCHED], batch_size=tested.test.batch_size)
     student, teacher = tested.measures["student"], tested.measures["teacher"]
-    kept = {name: ratio_interval(student[name], teacher[name]) for name in COMPARED}
     return {
-        "models": {
-            name: {
-                "architecture": type(model.model if isinstance(model, TransformersTeacher) else model).__name__,
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "file_bytes": sum(file.stat().st_size for file in folders[name].glob("*.safetensors")),
-                "memory_bytes": held(model),
-                "latency_ms": latency[name],
-                "throughput": throughput[name],
-                "quality": scores(tested.measures[name]),
-                "training": {"steps": trained[name].steps, "seconds": trained[name].seconds}
-                if name in trained
-                else None,
-            }
-            for name, model in models.items()
-        },
-        "retention": {m: None if found is None else round(found[0], 6) for m, found in kept.items()},
-        "retention_interval": {m: [round(end, 6) for end in found[1:]] for m, found in kept.items() if found},
+        "models": described_models(models, folders, tested.measures, trained, latency, throughput),
+        **described_retention(student, teacher, COMPARED),
         "examples": _examples(tested, tokenizer),
     }
 

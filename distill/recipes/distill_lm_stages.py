@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainingArguments, set_seed
@@ -16,6 +15,7 @@ from neural_layers.distill.gate import QualityGate
 from neural_layers.distill.losses import DistillationLoss, StateAlignment
 from neural_layers.distill.losses.schedule import Schedule
 from neural_layers.distill.progress import ProgressBar
+from neural_layers.distill.recipes.arguments import exact_arguments
 from neural_layers.distill.recipes.distill_lm_feed import NumberedFeed, Sequences
 from neural_layers.distill.recipes.distill_lm_options import DistillLMOptions
 from neural_layers.distill.recipes.distill_lm_validation import LanguageTeacherValidator, LanguageTest
@@ -185,12 +185,13 @@ def _show(bar: Any, done: int, total: int) -> None:
 
 def _arguments(options: DistillLMOptions, run: RecipeRun, name: str) -> TrainingArguments:
     schedules = {"linear": "linear", "constant": "constant_with_warmup", "cosine": "cosine_with_min_lr"}
-    precision: dict[str, Any] = {**mixed_precision(options.precision)}
     tracking = tracking_arguments(tracker_names(options.report_to), run.path, name)
     least = options.rate / 10 if options.min_lr is None else options.min_lr
-    return TrainingArguments(
-        output_dir=str(run.checkpoints(name)),
-        max_steps=options.steps,
+    return exact_arguments(
+        run.checkpoints(name),
+        steps=options.steps,
+        eval_steps=options.eval_steps,
+        save_steps=options.saves,
         per_device_train_batch_size=options.batch,
         gradient_accumulation_steps=options.accumulate,
         learning_rate=options.rate,
@@ -200,21 +201,10 @@ def _arguments(options: DistillLMOptions, run: RecipeRun, name: str) -> Training
         weight_decay=options.weight_decay,
         adam_beta2=options.beta2,
         max_grad_norm=options.clip,
-        optim="adamw_torch_fused",
-        **precision,
-        eval_strategy="steps",
-        eval_steps=options.eval_steps,
-        save_strategy="steps",
-        save_steps=options.saves,
+        **mixed_precision(options.precision),
         metric_for_best_model="loss",
         greater_is_better=False,
         logging_steps=max(1, min(options.steps // 100, 50)),
-        logging_nan_inf_filter=False,
         seed=options.seed,
-        ignore_data_skip=True,
         **tracking,
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        use_cpu=not torch.cuda.is_available(),
     )

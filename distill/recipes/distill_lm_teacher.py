@@ -32,6 +32,11 @@ class TransformersTeacher(nn.Module):
         super().__init__()
         self.model, self.packs, self.config = model, packs, model.config.get_text_config()
 
+    @property
+    def wrapped(self) -> Any:
+        """The model itself."""
+        return self.model
+
     def forward(
         self,
         input_ids: Tensor,

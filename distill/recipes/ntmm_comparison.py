@@ -14,8 +14,8 @@ from neural_layers.distill.classification.data import ClassificationData
 from neural_layers.distill.compression import Threshold, compress, measure_compressed, predictor
 from neural_layers.distill.compression.timing import measure_latency, measure_throughput
 from neural_layers.distill.gate import QualityGate
+from neural_layers.distill.recipes.described import described_models, described_retention
 from neural_layers.distill.recipes.trained import Trained
-from neural_layers.distill.validation.bootstrap import ratio_interval
 from neural_layers.distill.validation.class_scores import Predictions, class_analysis, class_measures
 from neural_layers.distill.validation.classification import worst_answers
 from neural_layers.distill.validation.measures import Measure
@@ -61,27 +61,10 @@ def compare(
     latency = measure_latency(one, data.test.texts[:_TIMED_TEXTS])
     throughput = measure_throughput(predict, data.test.texts[:_BATCHED_TEXTS])
     labels = np.array(data.test.labels)
-    student, teacher = tested.measures["student"], tested.measures["teacher"]
     how: dict[str, Any] = {"samples": gate.samples, "confidence": gate.confidence}
-    kept = {m: ratio_interval(student[m], teacher[m], **how) for m in RETAINED}
     return {
-        "models": {
-            name: {
-                "architecture": type(model).__name__,
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "file_bytes": sum(file.stat().st_size for file in folders[name].glob("*.safetensors")),
-                "memory_bytes": sum(t.nbytes for t in [*model.parameters(), *model.buffers()]),
-                "latency_ms": latency[name],
-                "throughput": throughput[name],
-                "quality": scores(tested.measures[name]),
-                "training": {"steps": trained[name].steps, "seconds": trained[name].seconds}
-                if name in trained
-                else None,
-            }
-            for name, model in models.items()
-        },
-        "retention": {m: None if found is None else round(found[0], 6) for m, found in kept.items()},
-        "retention_interval": {m: [round(end, 6) for end in found[1:]] for m, found in kept.items() if found},
+        "models": described_models(models, folders, tested.measures, trained, latency, throughput),
+        **described_retention(tested.measures["student"], tested.measures["teacher"], RETAINED, **how),
         "classes": class_analysis(labels, data.classes, tested.predictions),
         "examples": _examples(data, tested.predictions),
     }

@@ -16,6 +16,7 @@ from neural_layers.distill.data.feed import ExampleFeed
 from neural_layers.distill.gate import QualityGate
 from neural_layers.distill.losses import DistillationLoss
 from neural_layers.distill.progress import ProgressBar
+from neural_layers.distill.recipes.arguments import exact_arguments
 from neural_layers.distill.recipes.ntmm_options import NTMMOptions
 from neural_layers.distill.recipes.recipe_run import RecipeRun
 from neural_layers.distill.recipes.trained import mixed_precision
@@ -124,10 +125,11 @@ def build_trainer(
 
 
 def _arguments(options: NTMMOptions, run: RecipeRun, name: str, schedule: Schedule) -> TrainingArguments:
-    precision: dict[str, Any] = {**mixed_precision(options.precision)}
-    return TrainingArguments(
-        output_dir=str(run.checkpoints(name)),
-        max_steps=schedule.steps,
+    return exact_arguments(
+        run.checkpoints(name),
+        steps=schedule.steps,
+        eval_steps=schedule.eval_steps,
+        save_steps=schedule.eval_steps,
         per_device_train_batch_size=options.batch,
         gradient_accumulation_steps=options.accumulate,
         learning_rate=schedule.learning_rate,
@@ -135,23 +137,12 @@ def _arguments(options: NTMMOptions, run: RecipeRun, name: str, schedule: Schedu
         warmup_steps=round(options.warmup * schedule.steps),
         weight_decay=options.weight_decay,
         max_grad_norm=options.clip,
-        optim="adamw_torch_fused",
-        **precision,
-        eval_strategy="steps",
-        eval_steps=schedule.eval_steps,
-        save_strategy="steps",
-        save_steps=schedule.eval_steps,
+        **mixed_precision(options.precision),
         metric_for_best_model=options.metric,
         greater_is_better=True,
         logging_steps=max(1, min(schedule.steps // 100, 20)),
-        logging_nan_inf_filter=False,
         seed=options.seed,
-        ignore_data_skip=True,
         **tracking_arguments(tracker_names(options.report_to), run.path, name),
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        use_cpu=not torch.cuda.is_available(),
     )
 
 

@@ -145,7 +145,7 @@ def run_ntmm(options: argparse.Namespace) -> int:
 
     from neural_layers.distill.recipes.ntmm import distill_ntmm
     from neural_layers.distill.recipes.ntmm_options import NTMMOptions
-    from neural_layers.distill.recipes.ntmm_table import print_table
+    from neural_layers.distill.recipes.table import print_table
 
     logging.disable_progress_bar()  # of loading and saving; training has its own
     logging.set_verbosity_error()  # what loading a model has to say is said by the recipe, as errors

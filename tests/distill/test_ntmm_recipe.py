@@ -129,7 +129,7 @@ def test_a_student_that_keeps_too_little_exits_with_3_and_names_the_metric(
     options = ["--data", data, "--teacher", run / "teacher", *[o for o in SMALL if o not in ("--tokenizer", "bpe:280")]]
     assert report_of(run)["models"]["teacher"]["quality"]["accuracy"] > 0.5  # the control: there is something to lose
     assert distill(*options, "--out", tmp_path / "poor", "--steps", 1, "--lr", 1e-9) == 3
-    assert "below the 90% that the student must keep: accuracy" in " ".join(capsys.readouterr().out.split())
+    assert "failed by accuracy" in " ".join(capsys.readouterr().out.split())
     gate = report_of(tmp_path / "poor")["gate"]
     assert gate["passed"] is False
     assert "accuracy" in gate["failed"]
