@@ -6,7 +6,6 @@ from typing import Any
 from neural_layers.distill.losses.schedule import Schedule
 from neural_layers.errors import InputError
 
-
 _TEMPERATURE, _ALPHA, _BETA = Schedule(6.0, 6.0), Schedule(0.8, 0.8), Schedule(0.2, 0.2)  # the specification's
 
 

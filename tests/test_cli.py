@@ -27,7 +27,7 @@ def test_failures_are_told_in_one_line(raised, status, printed, monkeypatch, cap
     def fail(options):
         raise raised
 
-    monkeypatch.setattr("neural_layers.cli.distill.run_cvm", fail)
+    monkeypatch.setattr("neural_layers.cli.distill_cvm.run_cvm", fail)
     assert main(["distill", "cvm", "--out", "x"]) == status
     error = capsys.readouterr().err
     assert error.startswith(printed)

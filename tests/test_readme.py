@@ -8,7 +8,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 # A snippet that needs what its reader has made before is marked `python no-run`.
-PAGES = ["README.md", "docs/language_models.md", "docs/conversion.md"]
+PAGES = [
+    "README.md",
+    "docs/classifiers.md",
+    "docs/conversion.md",
+    "docs/distillation.md",
+    "docs/language_models.md",
+    "docs/search.md",
+]
 SNIPPETS = [s for page in PAGES for s in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)]
 
 
@@ -22,7 +29,7 @@ def test_snippet_runs(snippet, capsys) -> None:
 
 
 def test_readme_has_snippets() -> None:
-    assert len(SNIPPETS) == 4
+    assert len(SNIPPETS) == 7
 
 
 @pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "docs/results.md"])

@@ -1,8 +1,8 @@
 """Runs that are killed at chosen places, and continued: `python -m tests.distill.interrupted_runs FOLDER`.
 
-Writes FOLDER/found.json: of every place how often the run was killed there, and the SHA-256 of the weights that it ended
-with; "undisturbed" is the run that nobody killed. Each run is a process of its own, forked from this one, which has
-imported everything and has one thread.
+Writes FOLDER/found.json: of every place the signal that ended the run there, and the SHA-256 of the weights that it
+came to in the end; "undisturbed" is the run that nobody killed. Each run is a process of its own, forked from this one,
+which has imported everything and has one thread.
 """
 
 import gc
