@@ -150,7 +150,7 @@ def _reported(
         model.to(device)
     tested = Tested.of(models, recipe.data.test)
     folders = {name: run.path / name for name in models} | {"teacher": options.teacher}
-    compared = compare(models, trained, tested, recipe.tokenizer, folders)
+    compared = compare(models, trained, tested, recipe.tokenizer, folders, recipe.gate)
     report: dict[str, Any] = {
         "title": "Language model distillation",
         "task": "language",

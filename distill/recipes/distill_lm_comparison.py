@@ -45,6 +45,7 @@ def compare(
     tested: Tested,
     tokenizer: Any,
     folders: Mapping[str, Path],
+    gate: QualityGate,
 ) -> dict[str, Any]:
     """The parts `models`, `retention`, `retention_interval` and `examples` of the report.
 
@@ -57,7 +58,7 @@ def compare(
     student, teacher = tested.measures["student"], tested.measures["teacher"]
     return {
         "models": described_models(models, folders, tested.measures, trained, latency, throughput),
-        **described_retention(student, teacher, COMPARED),
+        **described_retention(student, teacher, COMPARED, samples=gate.samples, confidence=gate.confidence),
         "examples": _examples(tested, tokenizer),
     }
 

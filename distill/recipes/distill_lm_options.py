@@ -33,7 +33,7 @@ class DistillLMOptions(RecipeOptions):
     baseline: also train the student without the teacher
     compress: forms of the student to make and measure, by commas
     report_to: trackers, by commas; statistics: log norms of gradients and weights every so many steps
-    max_drop, gate_patience, lr_factor, min_retention: of the `QualityGate` on the validation loss
+    max_drop, gate_patience, lr_factor, min_retention, confidence, samples: of the `QualityGate` on the validation loss
     """
 
     free: ClassVar[tuple[str, ...]] = ("out", "resume", "cache", "keep", "report_to", "statistics")
@@ -87,6 +87,8 @@ class DistillLMOptions(RecipeOptions):
     gate_patience: int = 3
     lr_factor: float = 0.5
     min_retention: float = 0.9
+    confidence: float = 0.95
+    samples: int = 1000
     baseline: bool = False
     compress: str | None = None
     report_to: str = "tensorboard"

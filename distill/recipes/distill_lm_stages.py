@@ -53,7 +53,13 @@ class DistillLMRecipe:
         self.cached: TeacherCache | None = None
         self.callbacks: tuple[TrainerCallback, ...] = ()  # of the student's trainer
         self.gate = QualityGate(
-            "loss", options.max_drop, options.gate_patience, options.lr_factor, options.min_retention
+            "loss",
+            options.max_drop,
+            options.gate_patience,
+            options.lr_factor,
+            options.min_retention,
+            options.confidence,
+            options.samples,
         )
 
     def prepare(self) -> None:
@@ -124,9 +130,10 @@ class DistillLMRecipe:
     def validator(self, name: str) -> LanguageTeacherValidator:
         """Of the student, beside its teacher; or of the baseline alone."""
         folder = self.run.path / "validation"
+        resampling = Resampling(self.options.samples, self.options.confidence)
         if name == "student":
-            return LanguageTeacherValidator(self.data.valid, folder, self.teacher, Resampling())
-        return LanguageTeacherValidator(self.data.valid, folder / name, None, Resampling())
+            return LanguageTeacherValidator(self.data.valid, folder, self.teacher, resampling)
+        return LanguageTeacherValidator(self.data.valid, folder / name, None, resampling)
 
     def _trainer(
         self, name: str, model: HybridForCausalLM, loss: DistillationLoss, teacher: Any, gate: QualityGate | None

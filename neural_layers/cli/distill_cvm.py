@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-DEGRADED = 3  # the exit status where the student keeps too little of its teacher's quality
+from neural_layers.cli.distill_shared import add_gate, add_running, chosen, conclude, prepare
 
 
 def add(recipes: Any) -> None:
@@ -21,7 +21,7 @@ def add(recipes: Any) -> None:
     _add_data(parser)
     _add_models(parser)
     _add_training(parser)
-    _add_gate(parser)
+    add_gate(parser, "bleu", "chrf")
     parser.set_defaults(run=run_cvm)
 
 
@@ -59,7 +59,6 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch", type=int, metavar="N", help="pairs of a step of the student")
     group.add_argument("--lr", type=float, metavar="X", help="the student's learning rate")
     group.add_argument("--warmup", type=int, metavar="N", help="the student's steps of warmup")
-    group.add_argument("--precision", default="auto", metavar="NAME", help="auto (default), float32, bf16 or fp16")
     for name in ("temperature", "alpha", "beta"):
         group.add_argument(f"--{name}", metavar="X[:Y]", help="of the loss; X:Y is a schedule, X:Y:cosine another")
     group.add_argument("--divergence", default="forward", metavar="NAME", help="forward (default), reverse or jsd")
@@ -75,46 +74,13 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--eval-sentences", type=int, metavar="N", help="of the validation pairs that are translated")
     group.add_argument("--bertscore", type=Path, metavar="DIR", help="an encoder, for BERTScore beside the others")
     group.add_argument("--bertscore-layers", type=int, metavar="N", help="of the encoder; default: all")
-    group.add_argument(
-        "--report-to", default="tensorboard", metavar="NAMES", help="tensorboard (default), wandb, mlflow, none"
-    )
-    group.add_argument("--statistics", type=int, metavar="N", help="log norms of gradients and weights every N steps")
-    group.add_argument("--seed", type=int, default=0, metavar="N")
-    group.add_argument("--threads", type=int, metavar="N", help="of the CPU; the same bits need the same number")
-
-
-def _add_gate(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("quality gate")
-    group.add_argument("--metric", default="bleu", metavar="NAME", help="bleu (default) or chrf")
-    group.add_argument(
-        "--max-drop", type=float, default=0.05, metavar="X", help="a larger fall goes back; default: 0.05"
-    )
-    group.add_argument("--gate-patience", type=int, default=3, metavar="N", help="times to go back; default: 3")
-    group.add_argument("--lr-factor", type=float, default=0.5, metavar="X", help="of the rate each time; default: 0.5")
-    group.add_argument("--min-retention", type=float, default=0.9, metavar="X", help="of the teacher's; default: 0.9")
-    group.add_argument("--confidence", type=float, default=0.95, metavar="X", help="of the intervals; default: 0.95")
-    group.add_argument("--samples", type=int, default=1000, metavar="N", help="of the bootstrap; default: 1000")
+    add_running(group)
 
 
 def run_cvm(options: argparse.Namespace) -> int:
     """Run the recipe, print the table and the report's path; 3 where the student keeps too little."""
-    from neural_layers.errors import InputError, require
-
-    require("transformers", "accelerate", "sacrebleu", "tqdm", "matplotlib", extra="train")
-    import torch
-    from transformers.utils import logging
-
+    prepare(options, "sacrebleu")
     from neural_layers.distill.recipes.cvm import distill_cvm
     from neural_layers.distill.recipes.cvm_options import CVMOptions
-    from neural_layers.distill.recipes.table import print_table
 
-    logging.disable_progress_bar()  # of loading and saving; training has its own
-    if options.threads is not None:
-        if options.threads < 1:
-            raise InputError(f"--threads {options.threads} must be at least 1")
-        torch.set_num_threads(options.threads)
-    fields = {name: value for name, value in vars(options).items() if name in CVMOptions.__dataclass_fields__}
-    report = distill_cvm(CVMOptions(**fields), command=options.command_line)
-    print_table(report)
-    print(f"report: {options.out / 'report.html'}")
-    return 0 if report["gate"]["passed"] else DEGRADED
+    return conclude(distill_cvm(chosen(options, CVMOptions), command=options.command_line), options)

@@ -4,9 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from neural_layers.cli.train import add_tracking, unescaped
-
-DEGRADED = 3  # the exit status where the student keeps too little of its teacher's quality
+from neural_layers.cli.distill_shared import add_gate, add_running, chosen, conclude, prepare
+from neural_layers.cli.train import unescaped
 
 
 def add(recipes: Any) -> None:
@@ -25,7 +24,7 @@ def add(recipes: Any) -> None:
     _add_student(parser)
     _add_training(parser)
     _add_loss(parser)
-    _add_gate(parser)
+    add_gate(parser, "loss")
     parser.set_defaults(run=run_lm)
 
 
@@ -85,14 +84,11 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--weight-decay", type=float, default=0.1, metavar="X", help="of matrices; default: 0.1")
     group.add_argument("--beta2", type=float, default=0.99, metavar="X", help="of AdamW; default: 0.99")
     group.add_argument("--clip", type=float, default=1.0, metavar="X", help="norm of the gradient; 0: none; default: 1")
-    group.add_argument("--precision", default="auto", metavar="NAME", help="auto (default), float32, bf16 or fp16")
     group.add_argument("--eval-steps", type=int, default=250, metavar="N", help="between validations; default: 250")
     group.add_argument("--save-steps", type=int, metavar="N", help="between checkpoints; default: as --eval-steps")
     group.add_argument("--keep", type=int, default=2, metavar="N", help="checkpoints that stay; default: 2")
     group.add_argument("--patience", type=int, metavar="N", help="stop after N validations without a better loss")
-    group.add_argument("--seed", type=int, default=0, metavar="N")
-    add_tracking(group, default="tensorboard")
-    group.add_argument("--threads", type=int, metavar="N", help="of the CPU; the same bits need the same number")
+    add_running(group)
 
 
 def _add_loss(parser: argparse.ArgumentParser) -> None:
@@ -108,37 +104,10 @@ def _add_loss(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--top-k", type=int, default=64, metavar="K", help="of --teacher-cache; default: 64")
 
 
-def _add_gate(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("quality gate, on the validation loss")
-    group.add_argument(
-        "--max-drop", type=float, default=0.05, metavar="X", help="a larger fall goes back; default: 0.05"
-    )
-    group.add_argument("--gate-patience", type=int, default=3, metavar="N", help="times to go back; default: 3")
-    group.add_argument("--lr-factor", type=float, default=0.5, metavar="X", help="of the rate each time; default: 0.5")
-    group.add_argument("--min-retention", type=float, default=0.9, metavar="X", help="of the teacher's; default: 0.9")
-
-
 def run_lm(options: argparse.Namespace) -> int:
     """Run the recipe, print the table and the report's path; 3 where the student keeps too little."""
-    from neural_layers.errors import InputError, require
-
-    require("transformers", "accelerate", "tqdm", "matplotlib", extra="train")
-    import torch
-    from transformers.utils import logging
-
+    prepare(options)
     from neural_layers.distill.recipes.distill_lm import distill_language_model
     from neural_layers.distill.recipes.distill_lm_options import DistillLMOptions
-    from neural_layers.distill.recipes.table import print_table
 
-    logging.disable_progress_bar()  # of loading and saving; training has its own
-    logging.set_verbosity_error()  # what loading a model has to say is said by the recipe, as errors
-    if options.threads is not None:
-        if options.threads < 1:
-            raise InputError(f"--threads {options.threads} must be at least 1")
-        torch.set_num_threads(options.threads)
-    given = {name: value for name, value in vars(options).items() if name in DistillLMOptions.__dataclass_fields__}
-    given["data"] = tuple(options.data)
-    report = distill_language_model(DistillLMOptions(**given), command=options.command_line)
-    print_table(report)
-    print(f"report: {options.out / 'report.html'}")
-    return 0 if report["gate"]["passed"] else DEGRADED
+    return conclude(distill_language_model(chosen(options, DistillLMOptions), command=options.command_line), options)

@@ -4,9 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from neural_layers.cli.train import add_tracking
-
-DEGRADED = 3  # the exit status where the student keeps too little of its teacher's quality
+from neural_layers.cli.distill_shared import add_gate, add_running, chosen, conclude, prepare
 
 
 def add(recipes: Any) -> None:
@@ -24,7 +22,7 @@ def add(recipes: Any) -> None:
     _add_teacher(parser)
     _add_student(parser)
     _add_training(parser)
-    _add_gate(parser)
+    add_gate(parser, "accuracy", "macro_f1")
     parser.set_defaults(run=run_ntmm)
 
 
@@ -105,7 +103,6 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--warmup", type=float, default=0.1, metavar="X", help="share of the steps; default: 0.1")
     group.add_argument("--weight-decay", type=float, default=0.01, metavar="X", help="default: 0.01")
     group.add_argument("--clip", type=float, default=1.0, metavar="X", help="norm of the gradient; default: 1")
-    group.add_argument("--precision", default="auto", metavar="NAME", help="auto (default), float32, bf16 or fp16")
     group.add_argument("--temperature", default="3", metavar="X[:Y]", help="default: 3; X:Y is a schedule")
     for name in ("alpha", "beta"):
         group.add_argument(f"--{name}", default="0.5", metavar="X[:Y]", help="default: 0.5; X:Y is a schedule")
@@ -117,53 +114,19 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--patience", type=int, default=5, metavar="N", help="validations without a better one; 0: never"
     )
-    group.add_argument("--seed", type=int, default=0, metavar="N")
-    add_tracking(group, default="tensorboard")
-    group.add_argument("--threads", type=int, metavar="N", help="of the CPU; the same bits need the same number")
-
-
-def _add_gate(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("quality gate")
-    group.add_argument("--metric", default="accuracy", metavar="NAME", help="accuracy (default) or macro_f1")
-    group.add_argument(
-        "--max-drop", type=float, default=0.05, metavar="X", help="a larger fall goes back; default: 0.05"
-    )
-    group.add_argument("--gate-patience", type=int, default=3, metavar="N", help="times to go back; default: 3")
-    group.add_argument("--lr-factor", type=float, default=0.5, metavar="X", help="of the rate each time; default: 0.5")
-    group.add_argument("--min-retention", type=float, default=0.9, metavar="X", help="of the teacher's; default: 0.9")
-    group.add_argument("--confidence", type=float, default=0.95, metavar="X", help="of the intervals; default: 0.95")
-    group.add_argument("--samples", type=int, default=1000, metavar="N", help="of the bootstrap; default: 1000")
+    add_running(group)
 
 
 def run_ntmm(options: argparse.Namespace) -> int:
     """Run the recipe, print the table and the report's path; 3 where the student keeps too little."""
-    from neural_layers.errors import InputError, require
-
-    require("transformers", "accelerate", "tqdm", "matplotlib", extra="train")
-    import torch
-    from transformers.utils import logging
-
+    prepare(options)
     from neural_layers.distill.recipes.ntmm import distill_ntmm
     from neural_layers.distill.recipes.ntmm_options import NTMMOptions
-    from neural_layers.distill.recipes.table import print_table
 
-    logging.disable_progress_bar()  # of loading and saving; training has its own
-    logging.set_verbosity_error()  # what loading a model has to say is said by the recipe, as errors
-    if options.threads is not None:
-        if options.threads < 1:
-            raise InputError(f"--threads {options.threads} must be at least 1")
-        torch.set_num_threads(options.threads)
-    given: dict[str, Any] = {
-        name: value for name, value in vars(options).items() if name in NTMMOptions.__dataclass_fields__
-    }
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    chosen = NTMMOptions(**given)
-    if chosen.find_lr is not None:
-        return _find_rate(chosen)
-    report = distill_ntmm(chosen, command=options.command_line)
-    print_table(report)
-    print(f"report: {options.out / 'report.html'}")
-    return 0 if report["gate"]["passed"] else DEGRADED
+    own: NTMMOptions = chosen(options, NTMMOptions)
+    if own.find_lr is not None:
+        return _find_rate(own)
+    return conclude(distill_ntmm(own, command=options.command_line), options)
 
 
 def _find_rate(options: Any) -> int:

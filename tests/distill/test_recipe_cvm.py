@@ -11,7 +11,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 import torch
 
 from neural_layers.cli import main
-from neural_layers.cli.distill_cvm import DEGRADED
+from neural_layers.cli.distill_shared import DEGRADED
 from neural_layers.distill.recipes import comparison
 from neural_layers.models.cvm import CVMConfig, CVMForConditionalGeneration
 
