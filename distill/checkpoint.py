@@ -76,6 +76,12 @@ def write_checkpoint(
 
     weights: as in `save_model`. optimizer: its state dict, with whole tensors. others: tensors of further files.
     """
+    for values in optimizer["state"].values():
+        for name, value in values.items():
+            if not isinstance(value, Tensor):
+                raise ValueError(
+                    f"the optimiser keeps {name}={value!r}, and a checkpoint holds tensors alone; use adamw_torch_fused"
+                )
     tensors = {
         f"{key}/{name}": value.contiguous()
         for key, values in optimizer["state"].items()

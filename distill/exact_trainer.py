@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import IntervalStrategy
 
 from neural_layers.distill.checkpoint import (
@@ -76,10 +77,7 @@ class ExactTrainer(Trainer):
                 f"max_steps={self.args.max_steps}, ignore_data_skip={self.args.ignore_data_skip}: a feed has no end "
                 "and finds its place itself; set max_steps to at least 1, and ignore_data_skip=True"
             )
-        if (keeps_best or patience is not None) and self.args.metric_for_best_model is None:
-            raise ValueError(
-                "metric_for_best_model is not set in the arguments; name the metric of the best validation"
-            )
+        self._refuse_arguments(feed, keep, keeps_best, patience)
         self.feed, self.validate, self.keep = feed, validate, keep
         self.keeps_best, self.patience = keeps_best, patience
         self.add_callback(_ValidateLast)
@@ -88,6 +86,33 @@ class ExactTrainer(Trainer):
         self._checkpoint: Checkpoint | None = None
         self._seconds_before = 0.0
         self._started = time.perf_counter()
+
+    def _refuse_arguments(self, feed: Feed, keep: int, keeps_best: bool, patience: int | None) -> None:
+        args = self.args
+        if keep < 1 or (patience is not None and patience < 1):
+            raise ValueError(f"keep={keep} and patience={patience} must be at least 1; patience=None for no end")
+        if args.eval_on_start or args.save_total_limit is not None:
+            raise ValueError("eval_on_start and save_total_limit are not for this trainer; `keep` counts checkpoints")
+        if keeps_best or patience is not None:
+            if args.metric_for_best_model is None:
+                raise ValueError("metric_for_best_model is not set in the arguments; name the metric of the best")
+            for name in ("eval_strategy", "save_strategy"):
+                if getattr(args, name) != "steps":
+                    raise ValueError(f"{name}={getattr(args, name)!s}: the best is found by steps; set 'steps'")
+        if keeps_best and (args.eval_steps or 0) % args.save_steps:
+            raise ValueError(
+                f"eval_steps={args.eval_steps} must be a multiple of save_steps={args.save_steps}: the best validation "
+                "must have a checkpoint"
+            )
+        own = {
+            "batch_size": args.per_device_train_batch_size,
+            "accumulate": args.gradient_accumulation_steps,
+            "rank": args.process_index,
+            "world": args.world_size,
+        }
+        for name, value in own.items():
+            if getattr(feed, name, value) != value:
+                raise ValueError(f"the feed has {name}={getattr(feed, name)}, and the arguments say {value}")
 
     @property
     def folder(self) -> Path:
@@ -145,6 +170,14 @@ class ExactTrainer(Trainer):
         assert self.validate is not None  # Trainer evaluates only where eval_strategy asks for it
         return self.validate(self.model, self.state.global_step)
 
+    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        # Left out: a mean over steps of several processes, and numbers that JSON has not (a norm that overflowed in
+        # float16).
+        told = {k: v for k, v in logs.items() if not (isinstance(v, float) and not math.isfinite(v))}
+        told.pop("train_loss", None)
+        self.state.epoch = self.state.global_step / self.args.max_steps
+        super().log(told, *args, **kwargs)
+
     def validations(self) -> list[tuple[int, float]]:
         """The step and the metric of every validation so far, those before a resume included."""
         key = "eval_" + str(self.args.metric_for_best_model).removeprefix("eval_")
@@ -193,12 +226,16 @@ class ExactTrainer(Trainer):
         if self.is_world_process_zero():
             state = {**self._shared_state(), "processes": processes}
             target = self.folder / f"checkpoint-{self.state.global_step}"
+            for callback in self._stateful():
+                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
             write_checkpoint(target, self.model, weights, optimizer, state, asdict(self.state), others)
             remove_old(self.folder, self.keep, self.best_step() if self.keeps_best else None)
         self.accelerator.wait_for_everyone()
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         self._checkpoint = None
+        if isinstance(resume_from_checkpoint, bool):
+            raise ValueError(f"resume_from_checkpoint={resume_from_checkpoint} must be a checkpoint's folder")
         if resume_from_checkpoint is not None:
             self._checkpoint = open_checkpoint(Path(resume_from_checkpoint))
             if self._checkpoint is None:
@@ -211,6 +248,18 @@ class ExactTrainer(Trainer):
     def _reset(self) -> None:
         """Forget what an earlier call of `train` has left in this object."""
 
+    def _stateful(self) -> list[Any]:
+        callbacks: list[Any] = [*self.callback_handler.callbacks, self.control]
+        return [callback for callback in callbacks if isinstance(callback, ExportableState)]
+
+    def _load_callback_state(self) -> None:
+        # Trainer's own does it only where an argument says so.
+        for callback in self._stateful():
+            saved: Any = self.state.stateful_callbacks.get(type(callback).__name__)
+            if isinstance(saved, dict) and callback is not self.control:
+                for name, value in saved.get("attributes", {}).items():
+                    setattr(callback, name, value)
+
     def restore_finished(self, checkpoint: Checkpoint) -> None:
         """Take over a checkpoint that was the last of its training: there is nothing left to train."""
         self._load_weights(checkpoint)
@@ -219,7 +268,8 @@ class ExactTrainer(Trainer):
         self.state = TrainerState.load_from_json(str(checkpoint.folder / TRAINER_STATE))
 
     def _start_clock(self) -> None:
-        self._seconds_before = 0.0 if self._checkpoint is None else self._checkpoint.state["seconds"]
+        known = 0.0 if self._checkpoint is None else self._checkpoint.state["seconds"]
+        self._seconds_before = max(known, self._seconds_before)
         self._started = time.perf_counter()
 
     def _load_weights(self, checkpoint: Checkpoint) -> None:

@@ -14,7 +14,7 @@ class QualityGate:
 
     metric:        the validation's metric that is watched, such as "bleu", "macro_f1" or "loss"
     max_drop:      a fall of more than this share of the best validation is a degradation, where the paired bootstrap
-                   confirms that the student is worse: its whole `confidence` interval lies below 0
+                   confirms that the student is worse: the whole `confidence` interval of the difference says so
     patience:      how many times the training goes back to its best checkpoint; the next degradation ends it there
     lr_factor:     what the learning rate is multiplied by each time
     min_retention: the share of the teacher's quality that the student must keep at the end
@@ -73,6 +73,6 @@ class Rollback:
 
     def __str__(self) -> str:
         return (
-            f"step {self.step}: {self.metric} {self.value:.4g} is below the best, {self.best:.4g} at step {self.to} "
-            f"(difference {self.low:.4g} to {self.high:.4g})"
+            f"step {self.step}: {self.metric} {self.value:.4g} is worse than the best, {self.best:.4g} at step "
+            f"{self.to} (difference {self.low:.4g} to {self.high:.4g})"
         )

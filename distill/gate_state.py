@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from neural_layers.distill.checkpoint import newest_checkpoint, remove_newer
+from neural_layers.distill.checkpoint import remove_newer
 from neural_layers.distill.files import save_json
 from neural_layers.distill.gate import Rollback
 from neural_layers.errors import InputError
@@ -61,11 +61,6 @@ class GateState:
             self.carried_out += 1
             self._write()
 
-    def resume_point(self) -> Path | None:
-        """The checkpoint to go on from: the newest; None where there is none."""
-        found = newest_checkpoint(self.folder)
-        return None if found is None else found.folder
-
     def factor(self, checkpoint: dict[str, Any], lr_factor: float) -> float:
         """What the learning rate of a checkpoint's schedule is still to be multiplied by."""
         return float(lr_factor ** (len(self.rollbacks) - checkpoint.get("rollbacks", 0)))
@@ -85,9 +80,13 @@ class GateState:
         save_json(self.folder / _FILE, content)
 
 
-def decided_rollbacks(folder: Path) -> int:
-    """How many rollbacks the training in `folder` has decided for. Raises InputError where that cannot be read."""
-    return len(_read(folder).get("rollbacks", []))
+def decided(folder: Path) -> tuple[int, int | None]:
+    """How many rollbacks the training in `folder` has decided for, and the step at which it ended by its gate.
+
+    Raises InputError where that cannot be read.
+    """
+    found = _read(folder)
+    return len(found.get("rollbacks", [])), found.get("stopped_at")
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 from tqdm.auto import tqdm
 
-from neural_layers.distill.checkpoint import load_weights, newest_checkpoint, remove_leftovers
+from neural_layers.distill.checkpoint import load_weights, newest_checkpoint, open_checkpoint, remove_leftovers
 from neural_layers.distill.exact_trainer import ExactTrainer
 from neural_layers.distill.gate import QualityGate, Rollback
 from neural_layers.distill.gate_state import GateState
 from neural_layers.distill.validation.measures import Measure
+from neural_layers.errors import InputError
 
 
 class Validator(Protocol):
@@ -41,8 +42,9 @@ class GatedTrainer(ExactTrainer):
     When `train` returns, the model has the weights of the best validation, where the arguments name a
     `metric_for_best_model`; with a gate it is the gate's.
 
-    Raises ValueError for a gate without validation, with another best metric, or with validations that are not saved;
-    for `optimizers`.
+    Raises ValueError for a gate without validation or with another best metric, for `optimizers`, for validations that
+    are not saved, and where the arguments say that more is better and the validator that less is, or the other way
+    round; InputError where the checkpoint to go back to, or to continue from, is broken.
     """
 
     def __init__(self, *, validate: Validator | None = None, gate: QualityGate | None = None, **kwargs: Any) -> None:
@@ -59,11 +61,6 @@ class GatedTrainer(ExactTrainer):
             raise ValueError(
                 f"a gate on {gate.metric!r} needs validate, and metric_for_best_model={gate.metric!r} in the arguments"
             )
-        if (self.args.eval_steps or 0) % self.args.save_steps:
-            raise ValueError(
-                f"eval_steps={self.args.eval_steps} must be a multiple of save_steps={self.args.save_steps}: the "
-                "training goes back to a checkpoint that was validated"
-            )
 
     @property
     def rollbacks(self) -> list[Rollback]:
@@ -75,10 +72,17 @@ class GatedTrainer(ExactTrainer):
         """ "finished", or "stopped" where the gate ended the training."""
         return "finished" if self._record.stopped_at is None else "stopped"
 
+    @property
+    def steps(self) -> int:
+        """The step at which the training was last."""
+        return self.state.global_step if self._record.stopped_at is None else self._record.stopped_at
+
     def run(self) -> None:
         """Train to the end, from the last checkpoint in the folder where there is one."""
         self._open_record()
         found = newest_checkpoint(self.folder)
+        if found is None and any(self.folder.glob("checkpoint-*")):
+            raise InputError(f"no checkpoint in {self.folder} is complete; remove the folder to train anew")
         if found is not None and (found.state["is_last"] or self.outcome == "stopped"):
             self.restore_finished(found)
             self._take_best()
@@ -88,14 +92,19 @@ class GatedTrainer(ExactTrainer):
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         if resume_from_checkpoint is not None:
             self._open_record()
+        elif any(self.folder.glob("checkpoint-*")):
+            raise ValueError(
+                f"{self.folder} holds checkpoints of an earlier training; continue it by run(), or give another folder"
+            )
         elif self.is_world_process_zero():
-            self._record = GateState(self.folder, self._validations)  # of a run that was here before, nothing counts
+            self._record = GateState(self.folder, self._validations)
             self._record.begin()
         while True:
             self._going_back = False
             output = super().train(resume_from_checkpoint, *args, **kwargs)
             if not self._going_back:
                 break
+            self._seconds_before = self.seconds  # what was given up took its time too
             resume_from_checkpoint = str(self.folder / f"checkpoint-{self.rollbacks[-1].to}")
         self._take_best()
         return output
@@ -145,13 +154,22 @@ class GatedTrainer(ExactTrainer):
             validate: Any = self.validate
             validate.set_best(self.best_step() if self.keeps_best else None)
             metrics = validate(self.model, self.state.global_step)
+            self._check_direction(getattr(validate, "measures", {}))
         (metrics,) = broadcast_object_list([metrics])
         return metrics
+
+    def _check_direction(self, measures: dict[str, Measure]) -> None:
+        metric = str(self.args.metric_for_best_model).removeprefix("eval_")
+        if self.keeps_best and metric in measures and measures[metric].higher_is_better != self.args.greater_is_better:
+            right = measures[metric].higher_is_better
+            raise ValueError(
+                f"greater_is_better={self.args.greater_is_better} is wrong for {metric}; set it to {right}"
+            )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         best = self.best_step() if self.gate is not None else None
         metrics = super().evaluate(*args, **kwargs)
-        if self.gate is not None and best is not None:
+        if self.gate is not None and best is not None and self.is_in_train:
             self._judge(self.gate, best)
         return metrics
 
@@ -173,6 +191,12 @@ class GatedTrainer(ExactTrainer):
             self._decide(lambda: self._record.stop(rollback.step))
             self._say(f"{rollback}: the training ends with the best after {gate.patience} rollbacks")
             return
+        if open_checkpoint(self.folder / f"checkpoint-{best}") is None:
+            kept = self.folder / f"checkpoint-{best}"
+            raise InputError(
+                f"{rollback}, but {kept} is missing or broken; nothing was removed: put it back, or train anew in "
+                "another folder"
+            )
         self._going_back = True
         self._decide(lambda: self._record.add(rollback))
         self._say(f"{rollback}: back to it, learning rate × {rollback.learning_rate_factor:g}")

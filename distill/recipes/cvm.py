@@ -16,12 +16,13 @@ from neural_layers.distill.presets import CVMPreset
 from neural_layers.distill.recipes.comparison import compare, compressed, translate_test
 from neural_layers.distill.recipes.cvm_models import given_models, new_model, run_tokenizer
 from neural_layers.distill.recipes.cvm_options import CVMOptions
-from neural_layers.distill.recipes.cvm_training import CVMData, build_trainer
+from neural_layers.distill.recipes.cvm_training import CVMData, build_trainer, scoring_of
 from neural_layers.distill.recipes.loading import load_teacher
 from neural_layers.distill.recipes.recipe_run import RecipeRun
 from neural_layers.distill.recipes.splits import load_splits
 from neural_layers.distill.recipes.trained import (
     Trained,
+    device,
     judged,
     mixed_precision,
     refuse_processes,
@@ -32,8 +33,10 @@ from neural_layers.distill.recipes.versions import git_revision, versions
 from neural_layers.distill.report import write_report
 from neural_layers.distill.tracking import tracker_names
 from neural_layers.distill.trainer import DistillationTrainer
+from neural_layers.distill.validation.recording import digest, fingerprint
 
 RECIPE = "cvm"
+_SPLITS = ("train", "valid", "test")
 
 
 def distill_cvm(options: CVMOptions, command: str = "", callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
@@ -60,15 +63,15 @@ def distill_cvm(options: CVMOptions, command: str = "", callbacks: Sequence[Trai
     warning = overlap(*([f"{p.source}\t{p.target}" for p in pairs] for pairs in (splits.train, splits.valid)))
     if warning is not None:
         tqdm.write(f"warning: {warning}")
-    data = CVMData(splits, run_tokenizer(tokenizer, run, splits, preset), preset, options)
+    scoring = scoring_of(options, splits)
+    data = CVMData(splits, run_tokenizer(tokenizer, run, splits, preset), preset, options, scoring)
     if data.train.dropped:
         longer = f"a side of more than {preset.max_length} tokens"
         tqdm.write(f"{data.train.dropped} of {len(splits.train)} pairs have {longer} and are left out")
-    run.begin(_config(options, data))
+    run.begin(_config(options, data, teacher))
     recipe = _Recipe(run, data, gate, callbacks)
     models, trained = recipe.train(teacher)
 
-    scoring = data.scoring
     tested = translate_test(models, data.tokenizer, splits.test, scoring)
     folders = {name: run.path / name for name in models}
     if options.teacher is not None:
@@ -146,7 +149,7 @@ class _Recipe:
     def _trained(self, name: str, make: Callable[[], DistillationTrainer]) -> tuple[PreTrainedModel, Trained]:
         if self.run.is_trained(name):
             model, _ = load_teacher(self.run.path / name)
-            return model, trained_before(name, self.run)
+            return model.to(device()), trained_before(name, self.run)
         trainer = make()
         done = train_to_the_end(name, trainer, self.run)
         self.run.save_model(name, trainer.model, self.data.tokenizer)
@@ -155,7 +158,7 @@ class _Recipe:
 
 def _described(data: CVMData) -> dict[str, Any]:
     splits = data.splits
-    return {"name": splits.name, **{k: len(getattr(splits, k)) for k in ("train", "valid", "test")}}
+    return {"name": splits.name, **{k: len(getattr(splits, k)) for k in _SPLITS}}
 
 
 def _hyperparameters(data: CVMData) -> dict[str, Any]:
@@ -171,12 +174,15 @@ def _hyperparameters(data: CVMData) -> dict[str, Any]:
     return {**chosen, **own, "vocab_size": len(data.tokenizer), "left_out_pairs": data.train.dropped}
 
 
-def _config(options: CVMOptions, data: CVMData) -> dict[str, Any]:
+def _config(options: CVMOptions, data: CVMData, teacher: PreTrainedModel | None) -> dict[str, Any]:
+    """What config.json holds; a continued run must have the same `data`, to the letter, and the same teacher."""
+    texts = {name: digest(side for pair in getattr(data.splits, name) for side in pair) for name in _SPLITS}
+    made_of = {"digests": texts, "teacher": None if teacher is None else fingerprint(teacher)}
     return {
         "options": options.record(),
         "hyperparameters": _hyperparameters(data),
         "versions": versions(),
         "threads": torch.get_num_threads(),
         "git_revision": git_revision(),
-        "data": _described(data),
+        "data": {**_described(data), **made_of},
     }

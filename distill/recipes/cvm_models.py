@@ -10,6 +10,7 @@ from neural_layers.distill.recipes.cvm_options import CVMOptions
 from neural_layers.distill.recipes.loading import load_teacher, load_tokenizer
 from neural_layers.distill.recipes.recipe_run import RecipeRun
 from neural_layers.distill.recipes.splits import Splits
+from neural_layers.distill.recipes.trained import device
 from neural_layers.errors import InputError
 from neural_layers.models.cvm import CVMConfig, CVMForConditionalGeneration
 
@@ -26,7 +27,7 @@ def given_models(options: CVMOptions, preset: CVMPreset) -> tuple[CVMForConditio
             f"the teacher in {options.teacher} takes {limit} tokens, and preset {options.preset!r} has sentences of up "
             f"to {preset.max_length}; give the preset that it was trained with"
         )
-    return teacher, tokenizer
+    return teacher.to(device()), tokenizer
 
 
 def run_tokenizer(given: Any, run: RecipeRun, splits: Splits, preset: CVMPreset) -> Any:

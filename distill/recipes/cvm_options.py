@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 
 from neural_layers.distill.gate import QualityGate
-from neural_layers.distill.losses import Schedule
+from neural_layers.distill.losses import DistillationLoss, Schedule
 from neural_layers.distill.losses.divergences import DIVERGENCES
-from neural_layers.distill.presets import CVMPreset, preset_named
+from neural_layers.distill.presets import CVMPreset, Training, preset_named
 from neural_layers.distill.recipes.recipe_options import RecipeOptions
 from neural_layers.distill.recipes.trained import PRECISIONS
 from neural_layers.distill.text.errors import first_line
@@ -139,24 +139,41 @@ class CVMOptions(RecipeOptions):
         preset = named.with_steps(self.steps, self.steps if self.teacher_steps is None else self.teacher_steps)
         given = {"batch_size": self.batch, "learning_rate": self.lr, "warmup_steps": self.warmup}
         changes = {name: value for name, value in given.items() if value is not None}
-        student = replace(preset.student_training, **changes)
+        student: Training = replace(preset.student_training, **changes)  # type: ignore[arg-type]
         if not student.warmup_steps <= student.steps:
             raise InputError(f"--warmup {student.warmup_steps} is more than the {student.steps} steps")
         steps = min(preset.eval_steps if self.eval_steps is None else self.eval_steps, student.steps)
         saved = steps if self.save_steps is None else self.save_steps
         if steps % saved:
             raise InputError(f"--save-steps {saved} must divide --eval-steps {steps}: what is validated is also saved")
+        schedules = {
+            name: Schedule.parse(getattr(preset, name) if getattr(self, name) is None else getattr(self, name))
+            for name in ("temperature", "alpha", "beta")
+        }
+        self._check_loss(schedules)
         return replace(
             preset,
+            **schedules,
             student=self._student_sizes(preset),
             student_training=student,
-            temperature=Schedule.parse(preset.temperature if self.temperature is None else self.temperature),
-            alpha=Schedule.parse(preset.alpha if self.alpha is None else self.alpha),
-            beta=Schedule.parse(preset.beta if self.beta is None else self.beta),
             eval_steps=steps,
             save_steps=saved,
             eval_sentences=preset.eval_sentences if self.eval_sentences is None else self.eval_sentences,
         )
+
+    def _check_loss(self, schedules: dict[str, Any]) -> None:
+        try:
+            DistillationLoss.cvm(**schedules, mse=self.mse, label_smoothing=self.label_smoothing)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        if self.teacher_cache is None:
+            return
+        for name in ("cosine", "mse"):
+            if getattr(self, name):
+                raise InputError(f"--{name} compares what --teacher-cache does not keep; leave one of them out")
+        temperature = schedules["temperature"]
+        if temperature.start != temperature.end:
+            raise InputError(f"--temperature {temperature}: --teacher-cache is of one temperature; give one number")
 
     def _student_sizes(self, preset: CVMPreset) -> dict[str, Any]:
         """The preset's, with those that are given. Raises InputError where they do not fit each other."""

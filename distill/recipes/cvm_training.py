@@ -1,7 +1,6 @@
 """Training one translator: the teacher, the student, or the student without its teacher."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from neural_layers.distill.validation import (
     BertScore,
     Resampling,
     TranslationOptions,
+    TranslationScorer,
     TranslationValidator,
 )
 from neural_layers.distill.validation.words import word_counts
@@ -36,27 +36,36 @@ from neural_layers.distill.validation.words import word_counts
 class CVMData:
     """What all trainings of a run share: encoded pairs, and how translations are scored."""
 
-    def __init__(self, splits: Splits, tokenizer: Any, preset: CVMPreset, options: CVMOptions) -> None:
+    def __init__(
+        self, splits: Splits, tokenizer: Any, preset: CVMPreset, options: CVMOptions, scoring: TranslationOptions
+    ) -> None:
         self.splits, self.tokenizer, self.preset, self.options = splits, tokenizer, preset, options
+        self.scoring = scoring
         self.train = TranslationDataset(splits.train, tokenizer, preset.max_length)
         self.collate = TranslationCollator(tokenizer)
-
-    @cached_property
-    def scoring(self) -> TranslationOptions:
-        """How translations are scored and analysed, in validations and on the test set."""
-        options = self.options
-        encoder = None if options.bertscore is None else BertScore(options.bertscore, options.bertscore_layers)
-        return TranslationOptions(
-            language=options.language,
-            encoder=encoder,
-            seen=word_counts(pair.source for pair in self.splits.train),
-            resampling=Resampling(options.samples, options.confidence),
-        )
 
     def feed(self, batch_size: int) -> ExampleFeed:
         """Training batches of pairs of like length."""
         lengths = [len(row["input_ids"]) for row in (self.train[i] for i in range(len(self.train)))]
         return ExampleFeed(self.train, self.collate, batch_size=batch_size, seed=self.options.seed, lengths=lengths)
+
+
+def scoring_of(options: CVMOptions, splits: Splits) -> TranslationOptions:
+    """How translations are scored and analysed, in validations and on the test set.
+
+    Raises InputError for an encoder that cannot be read, and for a language whose words cannot be found.
+    """
+    encoder = None if options.bertscore is None else BertScore(options.bertscore, options.bertscore_layers)
+    if encoder is not None:
+        encoder.f1(["a"], ["a"])  # whether it can be read
+    for pairs in (splits.valid, splits.test):
+        TranslationScorer([pair.target for pair in pairs], options.language)
+    return TranslationOptions(
+        language=options.language,
+        encoder=encoder,
+        seen=word_counts(pair.source for pair in splits.train),
+        resampling=Resampling(options.samples, options.confidence),
+    )
 
 
 def build_trainer(

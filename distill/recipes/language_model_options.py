@@ -115,6 +115,11 @@ class LanguageModelOptions(RecipeOptions):
                 raise InputError(f"--valid-fraction does not go with {other}; leave one of them out")
         if self.document_separator == "":
             raise InputError("--document-separator is empty; leave it out to take each .txt file as one document")
+        if self.patience is not None and self.eval_steps % self.save_steps:
+            raise InputError(
+                f"--save-steps {self.save_steps} must divide --eval-steps {self.eval_steps} with --patience: the best "
+                "validation must have a checkpoint"
+            )
         self._check_model()
 
     def _check_model(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from neural_layers.distill.checkpoint import newest_checkpoint, remove_leftovers
 from neural_layers.distill.files import replacing, save_json
-from neural_layers.distill.gate_state import decided_rollbacks
+from neural_layers.distill.gate_state import decided
 from neural_layers.distill.recipes.recipe_options import RecipeOptions
 from neural_layers.distill.run_folder import RunFolder
 from neural_layers.errors import InputError
@@ -104,9 +104,9 @@ class RecipeRun(RunFolder):
 
     def trim_log(self, name: str) -> None:
         """Remove from the log what that model's newest checkpoint does not know of; what a rollback gave up stays."""
-        found, rollbacks = newest_checkpoint(self.checkpoints(name)), decided_rollbacks(self.checkpoints(name))
+        found, (rollbacks, stopped_at) = newest_checkpoint(self.checkpoints(name)), decided(self.checkpoints(name))
         is_of_branch = found is not None and found.state.get("rollbacks", 0) == rollbacks
-        step = found.step if found is not None and is_of_branch else 0
+        step = stopped_at or (found.step if found is not None and is_of_branch else 0)
 
         def stays(record: dict[str, Any]) -> bool:
             return record["model"] != name or record.get("rollbacks", 0) < rollbacks or record["step"] <= step

@@ -40,7 +40,7 @@ def train_to_the_end(name: str, trainer: DistillationTrainer, run: RecipeRun) ->
     trainer.run()
     validate: Any = trainer.validate
     trained = Trained(
-        steps=trainer.state.global_step,
+        steps=trainer.steps,
         seconds=round(trainer.seconds, 1),
         best_step=trainer.best_step(),
         outcome=trainer.outcome,
@@ -65,6 +65,11 @@ def refuse_processes() -> None:
             f"this recipe runs in one process and torchrun started {world}; start it without torchrun, or use "
             "DistillationTrainer in a program of your own, which several processes can share"
         )
+
+
+def device() -> torch.device:
+    """Where a recipe's models are, also those that it does not train in this process."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def mixed_precision(chosen: str) -> dict[str, Any]:

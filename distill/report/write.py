@@ -1,5 +1,6 @@
 """Writing the report so that a reader never meets half of one."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ def write_report(folder: Path, report: dict[str, Any]) -> tuple[Path, Path]:
     json_path, html_path = folder / "report.json", folder / "report.html"
     page = render_report(report)
     folder.mkdir(parents=True, exist_ok=True)
+    json.dumps(report, allow_nan=False)
     with replacing(html_path) as beside:
         beside.write_text(page, encoding="utf-8")
-        save_json(json_path, report)
+    save_json(json_path, report)  # last: a run with this file is finished
     return json_path, html_path

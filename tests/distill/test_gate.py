@@ -10,6 +10,9 @@ import torch
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from neural_layers.distill.checkpoint import newest_checkpoint
 from neural_layers.distill.gate import QualityGate
 from neural_layers.distill.validation.measures import mean_measure
 from neural_layers.errors import InputError
@@ -146,9 +149,90 @@ def test_a_gate_needs_what_it_watches_and_what_it_goes_back_to(tmp_path) -> None
     trainer.args.save_steps = 3
     with pytest.raises(ValueError, match="eval_steps=4 must be a multiple of save_steps=3"):
         type(trainer)(args=trainer.args, validate=trainer.validate, **parts)
+    trainer.args.save_steps = 2
     trainer.args.metric_for_best_model = "loss"
     with pytest.raises(ValueError, match="a gate on 'accuracy' needs validate, and metric_for_best_model='accuracy'"):
         type(trainer)(args=trainer.args, validate=trainer.validate, **parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("eval_strategy", "no", "eval_strategy=no: the best is found by steps"),
+        ("save_strategy", "epoch", "save_strategy=epoch: the best is found by steps"),
+        ("gradient_accumulation_steps", 3, "the feed has accumulate=2, and the arguments say 3"),
+        ("per_device_train_batch_size", 3, "the feed has batch_size=8, and the arguments say 3"),
+        ("eval_on_start", True, "eval_on_start and save_total_limit are not for this trainer"),
+    ],
+)
+def test_arguments_that_would_turn_it_off_or_break_it_are_refused(name, value, message, tmp_path) -> None:
+    trainer = gated_trainer(tmp_path)
+    parts = {"model": trainer.model, "feed": trainer.feed, "task": trainer.task, "teacher": trainer.teacher}
+    parts |= {"loss": trainer.loss, "gate": trainer.gate, "validate": trainer.validate}
+    setattr(trainer.args, name, value)
+    with pytest.raises(ValueError, match=message):
+        type(trainer)(args=trainer.args, **parts)
+
+
+def test_a_direction_that_is_not_the_metrics_is_found(tmp_path) -> None:
+    trainer = gated_trainer(tmp_path)
+    trainer.args.greater_is_better = False
+    with pytest.raises(ValueError, match="greater_is_better=False is wrong for accuracy; set it to True"):
+        trainer.run()
+
+
+def test_nothing_is_removed_for_a_best_checkpoint_that_is_broken(tmp_path) -> None:
+    class Truncate(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs) -> None:
+            if state.global_step == 11:
+                weights = tmp_path / "checkpoints" / "checkpoint-8" / "model.safetensors"
+                weights.write_bytes(weights.read_bytes()[:100])
+
+    with pytest.raises(InputError, match="checkpoint-8 is missing or broken; nothing was removed"):
+        finish(tmp_path, Spike(SPIKED, 50.0), Truncate())
+    assert {path.name for path in (tmp_path / "checkpoints").glob("checkpoint-*")} == {"checkpoint-8", "checkpoint-10"}
+    for path in (tmp_path / "checkpoints").glob("checkpoint-*/model.safetensors"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="no checkpoint in .* is complete"):
+        finish(tmp_path)
+
+
+def test_a_folder_with_another_training_is_not_trained_into(spiked, tmp_path) -> None:
+    folder, _ = spiked
+    shutil.copytree(folder, tmp_path / "run")
+    with pytest.raises(ValueError, match="holds checkpoints of an earlier training"):
+        gated_trainer(tmp_path / "run").train()
+
+
+def test_callbacks_go_on_where_they_were(tmp_path) -> None:
+    stopping = EarlyStoppingCallback(early_stopping_patience=2)
+    trainer = finish(tmp_path, stopping)
+    found = newest_checkpoint(tmp_path / "checkpoints")
+    state = json.loads((found.folder / "trainer_state.json").read_text())["stateful_callbacks"]
+    assert state["EarlyStoppingCallback"]["attributes"] == {
+        "early_stopping_patience_counter": stopping.early_stopping_patience_counter
+    }
+    again = EarlyStoppingCallback(early_stopping_patience=2)
+    stopping.early_stopping_patience_counter = 7
+    trainer.state.stateful_callbacks["EarlyStoppingCallback"] = stopping.state()
+    trainer.callback_handler.callbacks.append(again)
+    trainer._load_callback_state()
+    assert again.early_stopping_patience_counter == 7
+
+
+def test_a_norm_that_is_infinite_stays_out_of_the_log(tmp_path) -> None:
+    trainer = gated_trainer(tmp_path)
+    trainer.log({"loss": 1.0, "grad_norm": float("inf"), "train_loss": 3.0})
+    assert trainer.state.log_history == [{"loss": 1.0, "epoch": 0.0, "step": 0}]
+
+
+def test_the_time_of_what_was_given_up_counts(spiked) -> None:
+    folder, trainer = spiked
+    best, last = (
+        json.loads((folder / "checkpoints" / f"checkpoint-{step}" / "state.json").read_text())["seconds"]
+        for step in (trainer.best_step(), STEPS)
+    )
+    assert trainer.seconds >= last >= best > 0
 
 
 def test_a_record_that_cannot_be_read_is_refused(spiked, tmp_path) -> None:

@@ -211,3 +211,10 @@ def test_a_teacher_is_needed_where_alpha_is_zero_only_at_first() -> None:
 def test_both_ends_of_a_schedule_are_checked(build, message) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_a_schedule_that_stays_is_its_number_to_the_last_bit() -> None:
+    """A teacher cache is of one temperature, which the loss compares with its own at every step."""
+    for value in (1.5, 3.0, 5.0, 6.0, 7.0):
+        schedule = Schedule.parse(str(value))
+        assert {schedule.at(step / 997) for step in range(997)} == {value}

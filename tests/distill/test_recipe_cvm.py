@@ -182,6 +182,12 @@ def test_an_output_folder_with_another_run_is_left_alone(run, data, tmp_path, ca
         (["--divergence", "l2"], "--divergence l2 must be one of forward, reverse, jsd"),
         (["--eval-steps", "2", "--save-steps", "3", "--steps", "6"], "--save-steps 3 must divide --eval-steps 2"),
         (["--warmup", "9", "--steps", "6"], "--warmup 9 is more than the 6 steps"),
+        (["--temperature", "0"], "temperature=0.0 must be positive"),
+        (["--alpha", "0", "--beta", "0"], "every part of the loss is turned off"),
+        (["--alpha=-1"], "alpha=-1.0 must"),
+        (["--teacher-cache", "x", "--temperature", "6:2"], "--teacher-cache is of one temperature"),
+        (["--teacher-cache", "x", "--mse", "1"], "--mse compares what --teacher-cache does not keep"),
+        (["--bertscore", "missing"], "missing: no config.json"),
         (["--top-k", "8"], "--top-k is of --teacher-cache"),
         (["--bertscore-layers", "2"], "--bertscore-layers are of the encoder"),
         (["--compress", "int3"], "there is no compressed form 'int3'"),
@@ -195,6 +201,23 @@ def test_options_that_cannot_be_are_named(arguments, message, data, tmp_path, ca
         pytest.skip("there is a GPU, which takes float16")
     assert message in refused(capsys, "--out", str(tmp_path / "out"), *data, *arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_data_that_changed_under_a_run_is_refused(run, data, tmp_path, capsys) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "report.json").unlink()
+    files = dict(zip(data[::2], data[1::2], strict=True))
+    for name, path in files.items():
+        changed = tmp_path / f"{name[2:]}.tsv"
+        changed.write_text(Path(path).read_text().replace("young", "youth"))
+        files[name] = str(changed)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["options"] |= {name[2:]: path for name, path in files.items()}
+    config["data"]["name"] = files["--data"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    given = [argument for pair in files.items() for argument in pair]
+    arguments = ["--steps", "2", "--teacher-steps", "3", "--baseline", "--samples", "50", "--compress", "nf4"]
+    assert "the data has changed" in refused(capsys, "--out", str(tmp_path / "run"), *given, *arguments)
 
 
 def test_several_processes_are_refused(data, tmp_path, monkeypatch, capsys) -> None:

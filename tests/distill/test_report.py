@@ -395,3 +395,15 @@ def test_an_existing_report_survives_a_failure(failure: str, tmp_path: Path, mon
     with pytest.raises((KeyError, ValueError, OSError)):
         write_report(tmp_path, report)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_json_is_the_last_that_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that has it counts as finished, and so must have its page."""
+
+    def killed(path: Path, content: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(write_module, "save_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(tmp_path, _report())
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html"}
