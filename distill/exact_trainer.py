@@ -226,8 +226,9 @@ class ExactTrainer(Trainer):
         if self.is_world_process_zero():
             state = {**self._shared_state(), "processes": processes}
             target = self.folder / f"checkpoint-{self.state.global_step}"
+            saved: Any = self.state.stateful_callbacks
             for callback in self._stateful():
-                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+                saved[type(callback).__name__] = callback.state()
             write_checkpoint(target, self.model, weights, optimizer, state, asdict(self.state), others)
             remove_old(self.folder, self.keep, self.best_step() if self.keeps_best else None)
         self.accelerator.wait_for_everyone()
@@ -254,8 +255,9 @@ class ExactTrainer(Trainer):
 
     def _load_callback_state(self) -> None:
         # Trainer's own does it only where an argument says so.
+        known: Any = self.state.stateful_callbacks
         for callback in self._stateful():
-            saved: Any = self.state.stateful_callbacks.get(type(callback).__name__)
+            saved = known.get(type(callback).__name__)
             if isinstance(saved, dict) and callback is not self.control:
                 for name, value in saved.get("attributes", {}).items():
                     setattr(callback, name, value)

@@ -85,7 +85,8 @@ def _language_outputs(
 ) -> Outputs:
     """The inputs of the last layer and its weight from a model that can leave out its logits, else the logits."""
     plain: Any = getattr(model, "module", model)  # what DDP wraps
-    if not _can_skip_logits(type(plain)):
+    kind: Any = type(plain)
+    if not _can_skip_logits(kind):
         output = model(**inputs, output_hidden_states=with_states)
         return Outputs(logits=output.logits, states=tuple(output[name]) if with_states else None, mask=mask)
     output = model(**inputs, output_hidden_states=True, skip_logits=True)

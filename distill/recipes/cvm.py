@@ -148,7 +148,7 @@ class _Recipe:
 
     def _trained(self, name: str, make: Callable[[], DistillationTrainer]) -> tuple[PreTrainedModel, Trained]:
         if self.run.is_trained(name):
-            model, _ = load_teacher(self.run.path / name)
+            model: Any = load_teacher(self.run.path / name)[0]
             return model.to(device()), trained_before(name, self.run)
         trainer = make()
         done = train_to_the_end(name, trainer, self.run)

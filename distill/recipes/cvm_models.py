@@ -27,7 +27,8 @@ def given_models(options: CVMOptions, preset: CVMPreset) -> tuple[CVMForConditio
             f"the teacher in {options.teacher} takes {limit} tokens, and preset {options.preset!r} has sentences of up "
             f"to {preset.max_length}; give the preset that it was trained with"
         )
-    return teacher.to(device()), tokenizer
+    placed: Any = teacher
+    return placed.to(device()), tokenizer
 
 
 def run_tokenizer(given: Any, run: RecipeRun, splits: Splits, preset: CVMPreset) -> Any:

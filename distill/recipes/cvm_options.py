@@ -146,7 +146,7 @@ class CVMOptions(RecipeOptions):
         saved = steps if self.save_steps is None else self.save_steps
         if steps % saved:
             raise InputError(f"--save-steps {saved} must divide --eval-steps {steps}: what is validated is also saved")
-        schedules = {
+        schedules: dict[str, Any] = {
             name: Schedule.parse(getattr(preset, name) if getattr(self, name) is None else getattr(self, name))
             for name in ("temperature", "alpha", "beta")
         }
