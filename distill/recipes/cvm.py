@@ -17,6 +17,7 @@ from neural_layers.distill.recipes.comparison import compare, compressed, transl
 from neural_layers.distill.recipes.cvm_models import given_models, new_model, run_tokenizer
 from neural_layers.distill.recipes.cvm_options import CVMOptions
 from neural_layers.distill.recipes.cvm_training import CVMData, build_trainer, scoring_of
+from neural_layers.distill.recipes.described import teacher_validations
 from neural_layers.distill.recipes.loading import load_teacher
 from neural_layers.distill.recipes.recipe_run import RecipeRun
 from neural_layers.distill.recipes.splits import load_splits
@@ -90,7 +91,10 @@ def distill_cvm(options: CVMOptions, command: str = "", callbacks: Sequence[Trai
         **compared,
         "gate": judged(gate, compared["retention"], trained["student"]),
         "rollbacks": trained["student"].rollbacks,
-        "validation": {"teacher": [], **{name: one.validations for name, one in trained.items()}},
+        "validation": {
+            "teacher": teacher_validations(run.path / "validation", trained["student"]),
+            **{name: one.validations for name, one in trained.items()},
+        },
         "training_log": {"teacher": [], **{name: one.log for name, one in trained.items()}},
     }
     if options.compress is not None:

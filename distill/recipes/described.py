@@ -1,5 +1,6 @@
 """The parts of a report that every recipe has: each model with its cost and quality, and what the student keeps."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,3 +46,10 @@ def described_retention(
         "retention": {m: None if found is None else round(found[0], 6) for m, found in kept.items()},
         "retention_interval": {m: [round(end, 6) for end in found[1:]] for m, found in kept.items() if found},
     }
+
+
+def teacher_validations(folder: Path, student: Trained) -> list[dict[str, float]]:
+    """The part `validation.teacher`: its scores on the validation data, out of the student's best validation."""
+    best = student.best_step
+    record = json.loads((folder / f"step-{best}.json").read_text(encoding="utf-8"))
+    return [{"step": best, **record["teacher"]}]

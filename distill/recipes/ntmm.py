@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from neural_layers.distill.compression import check_variants
 from neural_layers.distill.gate import QualityGate
 from neural_layers.distill.learning_rate import DEFAULT_STEPS, LearningRateCurve, find_learning_rate
+from neural_layers.distill.recipes.described import teacher_validations
 from neural_layers.distill.recipes.ntmm_comparison import ask_models, compare, compressed
 from neural_layers.distill.recipes.ntmm_options import NTMMOptions
 from neural_layers.distill.recipes.ntmm_preparing import described, open_models, read_data
@@ -107,7 +108,10 @@ def _reported(
         **compared,
         "gate": judged(recipe.gate, compared["retention"], trained["student"]),
         "rollbacks": trained["student"].rollbacks,
-        "validation": {"teacher": [], **{name: one.validations for name, one in trained.items()}},
+        "validation": {
+            "teacher": teacher_validations(run.path / "validation", trained["student"]),
+            **{name: one.validations for name, one in trained.items()},
+        },
         "training_log": {"teacher": [], **{name: one.log for name, one in trained.items()}},
     }
     if options.compress is not None:

@@ -134,6 +134,8 @@ def test_a_teacher_that_is_given_is_not_trained_again(run, data, tmp_path, capsy
     assert (run / "teacher" / "model.safetensors").read_bytes() == before
     report = json.loads((out / "report.json").read_text())
     assert report["models"]["teacher"]["training"] is None
+    validated = json.loads((out / "validation" / "step-1.json").read_text())["teacher"]
+    assert report["validation"]["teacher"] == [{"step": 1, **validated}]
     assert report["models"]["teacher"]["file_bytes"] == len(before)
 
 
