@@ -45,11 +45,12 @@ def contents(out: Path) -> dict[str, str]:
 def last_change(out: Path) -> float:
     """When a file in the run's folder was last written; 0 for none."""
     times = [0.0]
-    for path in out.rglob("*"):
-        try:
-            times.append(path.stat().st_mtime)
-        except FileNotFoundError:  # renamed or removed meanwhile
-            continue
+    for folder, _, names in os.walk(out):  # which passes over folders that are renamed meanwhile
+        for name in names:
+            try:
+                times.append(os.stat(os.path.join(folder, name)).st_mtime)
+            except FileNotFoundError:
+                continue
     return max(times)
 
 
