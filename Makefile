@@ -11,7 +11,8 @@ C_SOURCES := $(wildcard kernels/*.[ch] kernels/*/*.[ch])
 
 demo: $(VENV)/.train
 	rm -rf runs/demo
-	$(RUN) neural_layers distill cvm --preset tiny --out runs/demo
+	# Its student keeps about 90 % of BLEU: asked for as usual, how a processor rounds would decide the exit status.
+	$(RUN) neural_layers distill cvm --preset tiny --min-retention 0.85 --out runs/demo
 
 test: $(VENV)/.test
 	$(RUN) pytest -n 2
