@@ -9,9 +9,9 @@ C_SOURCES := $(wildcard kernels/*.[ch] kernels/*/*.[ch])
 
 .PHONY: demo test lint chaos native sanitize aot bench bench-docs errors dev clean
 
+# The demo's student keeps about 90 % of BLEU: asked for as usual, how a processor rounds would decide the exit status.
 demo: $(VENV)/.train
 	rm -rf runs/demo
-	# Its student keeps about 90 % of BLEU: asked for as usual, how a processor rounds would decide the exit status.
 	$(RUN) neural_layers distill cvm --preset tiny --min-retention 0.85 --out runs/demo
 
 test: $(VENV)/.test
