@@ -64,7 +64,9 @@ class RecipeRun(RunFolder):
     def begin(self, config: dict[str, Any]) -> None:
         """Write `config.json`, or compare the data with what it says. Raises InputError where they differ."""
         self.path.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.path)
+        validation = self.path / "validation"
+        for folder in (self.path, validation, *validation.glob("*/")):
+            remove_leftovers(folder)
         if self.config is None:
             save_json(self.path / "config.json", {"recipe": self.recipe, **config})
         elif self.config["data"] != config["data"]:

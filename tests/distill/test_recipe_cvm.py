@@ -151,6 +151,7 @@ def test_a_run_that_is_taken_up_again_ends_as_the_one_that_nobody_disturbed(run,
     shutil.rmtree(out / "checkpoints" / "student" / "checkpoint-2")
     shutil.rmtree(out / "checkpoints" / "baseline")
     (out / "checkpoints" / "student" / ".checkpoint-2.123.part").mkdir()
+    (out / "validation" / ".teacher.json.123.part").write_text("{")
     arguments = ["--steps", "2", "--teacher-steps", "3", "--baseline", "--samples", "50", "--compress", "nf4"]
     assert main(["distill", "cvm", "--out", str(out), *data, *arguments, "--resume"]) == DEGRADED
     after = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
