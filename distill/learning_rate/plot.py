@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from neural_layers.distill.files import replacing
 from neural_layers.distill.learning_rate.curve import LearningRateCurve
-from neural_layers.distill.report.plots import styled_figure
+from neural_layers.distill.report.drawing import styled_figure
 from neural_layers.distill.report.style import light
 from neural_layers.errors import InputError
 

@@ -52,7 +52,7 @@ def distill_cvm(options: CVMOptions, command: str = "", callbacks: Sequence[Trai
     refuse_processes()
     mixed_precision(options.precision)
     tracker_names(options.report_to)
-    gate, preset = options.gate(), options.chosen()
+    gate, preset = options.gate(options.metric), options.chosen()
     if options.compress is not None:
         check_variants(options.compress, "translation")
     splits = load_splits(options.data, options.valid, options.test)

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import torch
 
-from neural_layers.distill.gate import QualityGate
 from neural_layers.distill.losses import DistillationLoss, Schedule
 from neural_layers.distill.losses.divergences import DIVERGENCES
 from neural_layers.distill.presets import CVMPreset, Training, preset_named
@@ -117,18 +116,6 @@ class CVMOptions(RecipeOptions):
             raise InputError("--top-k is of --teacher-cache DIR; give it too")
         if self.teacher is not None and self.teacher_steps is not None:
             raise InputError("--teacher-steps trains the teacher, which --teacher gives; leave one of them out")
-
-    def gate(self) -> QualityGate:
-        """The gate; raises InputError for a threshold out of its range."""
-        return QualityGate(
-            self.metric,
-            self.max_drop,
-            self.gate_patience,
-            self.lr_factor,
-            self.min_retention,
-            self.confidence,
-            self.samples,
-        )
 
     def chosen(self) -> CVMPreset:
         """The preset with what the options change of it.

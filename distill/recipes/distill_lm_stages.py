@@ -52,15 +52,7 @@ class DistillLMRecipe:
         self.teacher, self.tokenizer = teacher, tokenizer
         self.cached: TeacherCache | None = None
         self.callbacks: tuple[TrainerCallback, ...] = ()  # of the student's trainer
-        self.gate = QualityGate(
-            "loss",
-            options.max_drop,
-            options.gate_patience,
-            options.lr_factor,
-            options.min_retention,
-            options.confidence,
-            options.samples,
-        )
+        self.gate = options.gate("loss")
 
     def prepare(self) -> None:
         """Find out that the student fits, and make or open the teacher's cache, before the run's folder is written."""

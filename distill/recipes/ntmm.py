@@ -9,7 +9,6 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerCallback
 
 from neural_layers.distill.compression import check_variants
-from neural_layers.distill.gate import QualityGate
 from neural_layers.distill.learning_rate import DEFAULT_STEPS, LearningRateCurve, find_learning_rate
 from neural_layers.distill.recipes.described import teacher_validations
 from neural_layers.distill.recipes.ntmm_comparison import ask_models, compare, compressed
@@ -62,15 +61,7 @@ def _open(options: NTMMOptions) -> Recipe:
     tracker_names(options.report_to)
     if options.compress is not None:
         check_variants(options.compress, "classification")
-    gate = QualityGate(
-        options.metric,
-        options.max_drop,
-        options.gate_patience,
-        options.lr_factor,
-        options.min_retention,
-        options.confidence,
-        options.samples,
-    )
+    gate = options.gate(options.metric)
     data, lines = read_data(options)
     run = RecipeRun(RECIPE, options)
     given = open_models(options, data, run)

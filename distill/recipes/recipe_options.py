@@ -5,6 +5,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from neural_layers.distill.gate import QualityGate
 from neural_layers.errors import InputError
 
 
@@ -41,6 +42,19 @@ class RecipeOptions:
     def one_of(self, name: str, allowed: tuple[str, ...]) -> None:
         """Raise InputError where the option has none of the values that there are."""
         self.require((name,), lambda value: value in allowed, f"must be one of {', '.join(allowed)}")
+
+    def gate(self, metric: str) -> QualityGate:
+        """The gate of the recipe's student; raises InputError for a threshold out of its range."""
+        own: Any = self
+        return QualityGate(
+            metric,
+            own.max_drop,
+            own.gate_patience,
+            own.lr_factor,
+            own.min_retention,
+            own.confidence,
+            own.samples,
+        )
 
     def check_seed(self) -> None:
         """Raise InputError for a seed that a generator cannot take."""

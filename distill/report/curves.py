@@ -81,18 +81,20 @@ def teacher_line(report: dict[str, Any], metric: str) -> tuple[float, str] | Non
 
 
 def loss_plot(report: dict[str, Any]) -> "Figure":
-    """Training losses against the step: above the student's and its parts, below the teacher's and the baseline's."""
+    """Training losses against the step: above the student's and its parts, below the teacher's and the baseline's,
+    where the run has trained them."""
     logs = report["training_log"]
     student = {part: _logged(logs.get("student", []), part) for part in PART_NAMES}
     others = {name: _logged(logs.get(name, []), "loss") for name in ("teacher", "baseline")}
-    with styled_figure(6.4, rows=2) as (figure, (upper, lower)):
+    below = [name for name in others if others[name]]
+    with styled_figure(6.4 if below else 3.5, rows=2 if below else 1) as (figure, (upper, *lower)):
         colors = {part: "student" if part == "loss" else part for part in PART_NAMES}
         rows = _loss_lines(upper, student, colors, PART_NAMES, report.get("rollbacks", []))
-        _loss_lines(lower, others, {name: name for name in others}, {name: name for name in others}, [])
         title: dict[str, Any] = {"fontsize": 10.5, "loc": "left", "color": light("ink")}
         upper.set_title("student: loss and its parts", **title, pad=6 + ROW_POINTS * rows)
-        rest = "teacher and baseline" if others["baseline"] else "teacher"
-        lower.set_title(f"{rest}: loss", **title)
+        for axes in lower:
+            _loss_lines(axes, others, {name: name for name in others}, {name: name for name in others}, [])
+            axes.set_title(f"{' and '.join(below)}: loss", **title)
         return figure
 
 

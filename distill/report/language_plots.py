@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neural_layers.distill.report.drawing import styled_figure
 from neural_layers.distill.report.line_labels import LineEnd, label_line_ends
-from neural_layers.distill.report.plots import styled_figure
 from neural_layers.distill.report.style import light
 
 if TYPE_CHECKING:

@@ -39,10 +39,12 @@ def training_section(report: dict[str, Any]) -> str:
         line += f" Dashed: the teacher's {score_named(first).label} on the {teacher[1]} set."
     if "baseline" in report["validation"]:
         line += " Baseline: the same student trained without the teacher."
+    losses = loss_plot(report)
+    tall = ' class="tall"' if len(losses.axes) > 1 else ""
     loss = f"Training loss; a run of more than {MAX_POINTS} logged steps is drawn as means of neighbours."
     figures = [
         _figure("quality", inline_svg(quality_plot(report), "quality"), line),
-        _figure("loss", inline_svg(loss_plot(report), "loss"), loss, ' class="tall"'),
+        _figure("loss", inline_svg(losses, "loss"), loss, tall),
     ]
     for name in validated_scores(report):
         if name != first:

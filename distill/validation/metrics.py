@@ -123,10 +123,3 @@ def translation_quality(
     if len(hypotheses) != len(references) or not references:
         raise ValueError(f"{len(hypotheses)} hypotheses for {len(references)} references; expected as many, and one")
     return Quality(**scores(TranslationScorer(references, language, encoder).measures(hypotheses)))
-
-
-def sentence_chrf(hypothesis: str, reference: str) -> float:
-    """chrF of one sentence, in percent."""
-    from sacrebleu.metrics import CHRF
-
-    return CHRF().sentence_score(hypothesis, [reference]).score

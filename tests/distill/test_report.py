@@ -278,7 +278,7 @@ def test_a_run_without_logs_or_with_one_point_of_zeros_renders(points: int) -> N
     page = _Page(render_report(report))
     assert "No examples were kept." in page.text
     notices = [text.get_text() for plot in (quality_plot, loss_plot) for ax in plot(report).axes for text in ax.texts]
-    assert notices.count("no training was logged") == (0 if points else 2)
+    assert notices.count("no training was logged") == (0 if points else 1)
     assert notices.count("no validation was logged") == (0 if points else 1)
 
 
@@ -309,6 +309,14 @@ def test_plots_draw_the_logged_values() -> None:
     parts = ["loss 1.00", "KL 2.00", "hard 3.00", "cosine 4.00", "MSE 5.00"]
     assert [text.get_text() for text in sorted(upper.texts, key=lambda text: text.xy[1])] == parts
     assert sorted(text.get_text() for text in lower.texts) == ["baseline 1.00", "teacher 1.00"]
+
+
+def test_losses_of_a_teacher_that_was_given_take_no_panel() -> None:
+    report = _report()
+    report["training_log"]["teacher"] = []
+    assert loss_plot(report).axes[1].get_title(loc="left") == "baseline: loss"
+    del report["training_log"]["baseline"]
+    assert len(loss_plot(report).axes) == 1
 
 
 def test_a_long_log_is_thinned_to_means_and_keeps_its_last_step() -> None:
