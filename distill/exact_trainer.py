@@ -26,6 +26,7 @@ from neural_layers.distill.checkpoint import (
     restore_random_state,
     write_checkpoint,
 )
+from neural_layers.errors import InputError
 
 Validate = Callable[[nn.Module, int], dict[str, float]]
 
@@ -263,11 +264,20 @@ class ExactTrainer(Trainer):
                     setattr(callback, name, value)
 
     def restore_finished(self, checkpoint: Checkpoint) -> None:
-        """Take over a checkpoint that was the last of its training: there is nothing left to train."""
+        """Take over a checkpoint that was the last of its training: there is nothing left to train.
+
+        Raises InputError where that training was planned for another number of steps, to which its schedule led.
+        """
+        state = TrainerState.load_from_json(str(checkpoint.folder / TRAINER_STATE))
+        if state.max_steps != self.args.max_steps:
+            raise InputError(
+                f"the training in {self.folder} was of max_steps={state.max_steps} and has ended; max_steps="
+                f"{self.args.max_steps} is another training: give it another folder"
+            )
         self._load_weights(checkpoint)
         self._checkpoint = checkpoint
         self._start_clock()
-        self.state = TrainerState.load_from_json(str(checkpoint.folder / TRAINER_STATE))
+        self.state = state
 
     def _start_clock(self) -> None:
         known = 0.0 if self._checkpoint is None else self._checkpoint.state["seconds"]

@@ -53,6 +53,14 @@ def test_the_model_ends_with_the_weights_of_its_best_validation(spiked) -> None:
     (folder / "validation" / "step-0.json").unlink()
 
 
+def test_a_finished_training_is_not_taken_for_one_of_more_steps(spiked) -> None:
+    folder, _ = spiked
+    longer = gated_trainer(folder)
+    longer.args.max_steps = STEPS + 4
+    with pytest.raises(InputError, match=rf"was of max_steps={STEPS} and has ended; max_steps={STEPS + 4}"):
+        longer.run()
+
+
 def test_after_a_rollback_the_learning_rate_is_half_of_what_it_was(spiked, tmp_path) -> None:
     _, trainer = spiked
     untouched = finish(tmp_path)
