@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from neural_layers.distill.data.batches import IGNORED_LABEL
 from neural_layers.distill.losses import Outputs
+from neural_layers.linear import dense_weight
 
 
 class Task(Protocol):
@@ -91,7 +92,7 @@ def _language_outputs(
         return Outputs(logits=output.logits, states=tuple(output[name]) if with_states else None, mask=mask)
     output = model(**inputs, output_hidden_states=True, skip_logits=True)
     states = tuple(output[name])
-    head = plain.get_output_embeddings().weight
+    head = dense_weight(plain.get_output_embeddings())
     return Outputs(hidden=states[-1], head=head, states=states if with_states else None, mask=mask)
 
 

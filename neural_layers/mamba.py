@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from neural_layers.kernels.selective_scan import selective_scan
 from neural_layers.kernels.selective_scan_step import selective_scan_step
 from neural_layers.linear import Linear
-from neural_layers.recurrence import convolve, reset_step_bias
+from neural_layers.recurrence import CausalConv1d, convolve, reset_step_bias
 
 
 class Mamba(nn.Module):
@@ -51,7 +51,7 @@ class Mamba(nn.Module):
         inner = expand * dim
         self.state_dim, self.dt_rank = state_dim, math.ceil(dim / 16) if dt_rank is None else dt_rank
         self.in_proj = Linear(dim, 2 * inner, bias=bias)
-        self.conv1d = nn.Conv1d(inner, inner, conv_width, groups=inner, bias=conv_bias)
+        self.conv1d = CausalConv1d(inner, conv_width, bias=conv_bias)
         self.x_proj = Linear(inner, self.dt_rank + 2 * state_dim, bias=False)
         self.dt_proj = Linear(self.dt_rank, inner)
         self.A_log = nn.Parameter(torch.empty(inner, state_dim))

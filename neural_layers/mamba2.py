@@ -16,7 +16,7 @@ from neural_layers.kernels.ssd_scan import ssd_scan
 from neural_layers.linear import Linear
 from neural_layers.norm import RMSNorm
 from neural_layers.position import RotaryEmbedding
-from neural_layers.recurrence import convolve, reset_step_bias
+from neural_layers.recurrence import CausalConv1d, convolve, reset_step_bias
 
 
 class GroupedRMSNorm(nn.Module):
@@ -114,7 +114,7 @@ class Mamba2(nn.Module):
         self.widths = (inner, inner, num_groups * state_dim, num_groups * state_dim, heads)
         convolved = sum(self.widths[1:4])
         self.in_proj = Linear(dim, sum(self.widths), bias=bias)
-        self.conv1d = nn.Conv1d(convolved, convolved, conv_width, groups=convolved, bias=conv_bias)
+        self.conv1d = CausalConv1d(convolved, conv_width, bias=conv_bias)
         self.dt_bias = nn.Parameter(torch.empty(heads))
         self.A_log = nn.Parameter(torch.empty(heads))
         self.D = nn.Parameter(torch.empty(heads))

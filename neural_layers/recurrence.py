@@ -19,8 +19,44 @@ def reset_step_bias(bias: Tensor) -> None:
     bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
 
 
+class CausalConv1d(nn.Conv1d):
+    """The causal depthwise convolution of a mixer, with the parameters of `nn.Conv1d(channels, channels, width,
+    groups=channels)`.
+
+    channels: E. width: W. bias: as in `nn.Conv1d`.
+
+    forward(x (B, T, E), *, activation, initial_state, seq_idx) → (B, T, E), as `functional.causal_conv1d`: batch first
+    and time second, unlike `nn.Conv1d`. The mixers call the module, so that one in its place (an adapter around it) is
+    not passed over.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(channels, channels, width, groups=channels, bias=bias, device=device, dtype=dtype)
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        *,
+        activation: str | None = None,
+        initial_state: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+    ) -> Tensor:
+        out: Any = causal_conv1d(
+            x, self.weight.squeeze(1), self.bias, activation=activation, initial_state=initial_state, seq_idx=seq_idx
+        )
+        return out
+
+
 def convolve(
-    conv1d: nn.Conv1d,
+    conv1d: Any,
     inputs_BTE: Tensor,
     cache: Any,
     attention_mask: Tensor | None,
@@ -30,7 +66,8 @@ def convolve(
     """silu of the convolved inputs (or no `activation`), with zeros for padding; the state of the recurrence before
     them, zeroed in rows where they start a new document; and the document of each.
 
-    cache, attention_mask and seq_idx are those of the mixer's `forward`; the convolution's state in the cache is
+    conv1d is a `CausalConv1d`, or what is called like one and has its `kernel_size`. cache, attention_mask and seq_idx
+    are those of the mixer's `forward`; the convolution's state in the cache is
     replaced by that after the inputs.
     """
     kept_BT = _last_columns("attention_mask", attention_mask, inputs_BTE)
@@ -38,14 +75,7 @@ def convolve(
     if kept_BT is not None:
         inputs_BTE = inputs_BTE * kept_BT.bool().unsqueeze(-1)
     conv_state, state = _previous(cache, inputs_BTE, conv1d.kernel_size[0] - 1, seq_idx)
-    out_BTE: Any = causal_conv1d(
-        inputs_BTE,
-        conv1d.weight.squeeze(1),
-        conv1d.bias,
-        activation=activation,
-        initial_state=conv_state,
-        seq_idx=documents_BT,
-    )
+    out_BTE: Tensor = conv1d(inputs_BTE, activation=activation, initial_state=conv_state, seq_idx=documents_BT)
     if kept_BT is not None:  # the convolution's bias has made padding nonzero again
         out_BTE = out_BTE * kept_BT.bool().unsqueeze(-1)
     return out_BTE, state, documents_BT

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from neural_layers.kernels.linear_cross_entropy import linear_cross_entropy
-from neural_layers.linear import Linear
+from neural_layers.linear import Linear, dense_weight
 from neural_layers.models.hybrid.cache import HybridCache
 from neural_layers.models.hybrid.config import HybridConfig
 from neural_layers.models.hybrid.context import extended_rope
@@ -140,7 +140,7 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
         if labels is not None:
             seq_idx = documents(seq_idx, position_ids, padding(attention_mask), x_BTD, 0)
             targets_BT = next_tokens(labels, seq_idx)
-            loss = language_loss(x_BTD, self.lm_head.weight, targets_BT, label_smoothing, num_items_in_batch)
+            loss = language_loss(x_BTD, dense_weight(self.lm_head), targets_BT, label_smoothing, num_items_in_batch)
         if skip_logits is None:
             skip_logits = self.training and labels is not None
         if not skip_logits:
