@@ -18,17 +18,23 @@ from neural_layers.feed_forward import GeGLU, SwiGLU
 from neural_layers.kernels.dispatch import BackendError, SlowBackendWarning, explain, use_backend
 from neural_layers.linear import Linear
 from neural_layers.linear_4bit import Linear4bit
+from neural_layers.linear_int4 import LinearInt4
+from neural_layers.linear_int8 import LinearInt8
 from neural_layers.mamba import Mamba
 from neural_layers.mamba2 import Mamba2
 from neural_layers.norm import RMSNorm
 from neural_layers.pooling import AttentionPooling, GeMPooling
 from neural_layers.position import RotaryEmbedding, alibi_slopes
+from neural_layers.quantized_embedding import Embedding4bit, EmbeddingInt4, EmbeddingInt8
 from neural_layers.residual import LayerScale, PostNormResidual, PreNormResidual, StochasticDepth
 
 __all__ = [
     "AttentionPooling",
     "BackendError",
     "CrossAttention",
+    "Embedding4bit",
+    "EmbeddingInt4",
+    "EmbeddingInt8",
     "EnhancedBlock",
     "FlashAttention",
     "GeGLU",
@@ -38,6 +44,8 @@ __all__ = [
     "LayerScale",
     "Linear",
     "Linear4bit",
+    "LinearInt4",
+    "LinearInt8",
     "Mamba",
     "Mamba2",
     "PostNormResidual",

@@ -1,20 +1,16 @@
 """A linear layer whose weight stays in 4 bits."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from neural_layers.kernels.four_bit import Quantized4bit, check_quantized
-from neural_layers.kernels.four_bit_state import from_state, to_state
+from neural_layers.four_bit_weight import FourBitWeight
+from neural_layers.kernels.dequantize_4bit.pytorch import weight_in
 from neural_layers.kernels.linear_4bit import linear_4bit
 from neural_layers.kernels.quantize_4bit import quantize_4bit
+from neural_layers.quantized_embedding import Embedding4bit
 
-_BITS = ("weight", "absmax", "offset", "nested_absmax")
 
-
-class Linear4bit(nn.Module):
+class Linear4bit(FourBitWeight):
     """y = x Wᵀ + b with W in NF4 or FP4 (arXiv 2305.14314): (..., in) → (..., out) in the dtype of x.
 
     quant_type, block_size, double_quant: of `quantize_4bit`.
@@ -26,11 +22,6 @@ class Linear4bit(nn.Module):
     and `weight.quant_state.bitsandbytes__nf4` (or `fp4`), a JSON text. `load_state_dict` refuses a weight of another
     shape, quant_type, block_size or nesting with an error that names both.
     """
-
-    weight: Tensor
-    absmax: Tensor
-    offset: Tensor | None
-    nested_absmax: Tensor | None
 
     def __init__(
         self,
@@ -48,9 +39,7 @@ class Linear4bit(nn.Module):
         plain = nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
         self.in_features, self.out_features = in_features, out_features
         self.bias = plain.bias
-        for name in _BITS:
-            # The names of the others in a state dict contain a dot, which those of buffers cannot.
-            self.register_buffer(name, None, persistent=name == "weight")
+        self._register_bits()
         self.quantized = quantize_4bit(plain.weight, quant_type, block_size, double_quant)
 
     @classmethod
@@ -67,89 +56,26 @@ class Linear4bit(nn.Module):
         return layer.train(linear.training)
 
     @property
-    def quantized(self) -> Quantized4bit:
-        """The weight (out, in) as the 4-bit ops take it; assigning another of that shape replaces it."""
-        shape = (self.out_features, self.in_features)
-        constants = (self.quant_type, self.block_size, shape, self.weight_dtype)
-        return Quantized4bit(self.weight, self.absmax, *constants, self.offset, self.nested_absmax)
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return self.out_features, self.in_features
 
-    @quantized.setter
-    def quantized(self, record: Quantized4bit) -> None:
-        check_quantized(record)
-        if record.shape != (self.out_features, self.in_features):
-            expected = (self.out_features, self.in_features)
-            raise ValueError(f"the quantized weight has shape {record.shape}; expected (out, in) = {expected}")
-        self.weight, self.absmax = record.packed, record.absmax
-        self.offset, self.nested_absmax = record.offset, record.nested_absmax
-        self.quant_type, self.block_size, self.weight_dtype = record.quant_type, record.block_size, record.dtype
+    def share(self, embedding: Embedding4bit) -> "Linear4bit":
+        """Make the bits the very tensors of the embedding, as a head tied to it does; returns the layer.
+
+        Raises TypeError for another kind of embedding and ValueError for one of another size.
+        """
+        self._share(embedding, Embedding4bit)
+        self._set_format(embedding.quantized)
+        return self
+
+    def dense_weight(self) -> Tensor:
+        """W as the layer has it, (out, in) in float32."""
+        return weight_in(self.quantized, torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         return linear_4bit(x, self.quantized, self.bias)
 
     def extra_repr(self) -> str:
         sizes = f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
-        return f"{sizes}, {_format(self.quantized)}"
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Linear4bit":
-        before = {name: self._buffers[name] for name in _BITS}
-        super()._apply(fn, recurse)
-        for name, tensor in before.items():
-            after = self._buffers[name]
-            # Another device is taken over, another dtype is not: a cast absmax would be another weight.
-            if tensor is not None and after is not None and after.dtype != tensor.dtype:
-                self._buffers[name] = tensor.to(after.device)
-        return self
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name, tensor in to_state(self.quantized).items():
-            destination[f"{prefix}weight.{name}"] = tensor
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        start = f"{prefix}weight."
-        state = {key.removeprefix(start): value for key, value in state_dict.items() if key.startswith(start)}
-        rest = {key: value for key, value in state_dict.items() if not key.startswith(start)}
-        packed = rest.pop(f"{prefix}weight", None)
-        if packed is not None:
-            try:
-                record = self._read(packed, state)
-            except (TypeError, ValueError) as problem:
-                error_msgs.append(f"{prefix}weight: {problem}")
-                record = self.quantized
-            rest[f"{prefix}weight"] = record.packed
-            self.weight_dtype = record.dtype
-            for name in _BITS[1:]:
-                own, given = self._buffers[name], getattr(record, name)
-                if own is None or local_metadata.get("assign_to_params_buffers", False):
-                    self._buffers[name] = given
-                else:
-                    own.copy_(given)
-        elif strict:
-            own_names = [name for name in to_state(self.quantized) if name not in state]
-            missing_keys += [start + name for name in own_names]
-        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-
-    def _read(self, packed: Tensor, state: dict[str, Tensor]) -> Quantized4bit:
-        """The record in a state dict, if it is of this layer's format."""
-        if not state and packed.is_floating_point():
-            raise ValueError("the weight is not quantized; load it into an nn.Linear and use Linear4bit.from_linear")
-        record, own = from_state(packed, state), self.quantized
-        if _format(record) != _format(own) or record.shape != own.shape:
-            raise ValueError(
-                f"the weight is {record.shape}, {_format(record)}; the layer was built for {own.shape}, {_format(own)}"
-            )
-        return record
-
-
-def _format(record: Quantized4bit) -> str:
-    nested = record.nested_absmax is not None
-    return f"quant_type={record.quant_type!r}, block_size={record.block_size}, double_quant={nested}"
+        return f"{sizes}, {self._format()}"
