@@ -1,7 +1,7 @@
 """What becomes of a student that is made smaller: its quality, size, speed and memory in each form.
 
 `check_variants` reads names, `compress` makes the forms, `measure_compressed` measures them and puts them through the
-gate's threshold; `timing` has the clocks that reports use for every model.
+gate's threshold.
 """
 
 from neural_layers.distill.compression.compress import Compressed, compress, predictor

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from neural_layers.distill.compression.compress import BATCH, STUDENT, Compressed
-from neural_layers.distill.compression.timing import measure_latency, measure_throughput
 from neural_layers.distill.report.numbers import percent
 from neural_layers.distill.report.scores import score_named
+from neural_layers.timing import measure_latency, measure_throughput
 
 Predict = Callable[[Sequence[str]], Any]
 LOWER_IS_BETTER = ("ter", "loss", "perplexity", "bits_per_byte", "calibration_error")

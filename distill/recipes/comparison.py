@@ -10,7 +10,6 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from neural_layers.distill.compression import Threshold, compress, measure_compressed, predictor
-from neural_layers.distill.compression.timing import measure_latency, measure_throughput
 from neural_layers.distill.data.pairs import SentencePair
 from neural_layers.distill.gate import QualityGate
 from neural_layers.distill.recipes.described import described_models, described_retention
@@ -23,6 +22,7 @@ from neural_layers.distill.validation import (
 )
 from neural_layers.distill.validation.analysis import analyse, worst
 from neural_layers.distill.validation.recording import scores
+from neural_layers.timing import measure_latency, measure_throughput
 
 RETAINED = ("bleu", "chrf")
 _TIMED, _BATCHED, _WORST, _RANDOM = 100, 256, 5, 7

@@ -11,7 +11,6 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from neural_layers.distill.compression import Threshold, measure_compressed
-from neural_layers.distill.compression.timing import measure_latency, measure_throughput
 from neural_layers.distill.gate import QualityGate
 from neural_layers.distill.recipes.described import described_models, described_retention
 from neural_layers.distill.recipes.distill_lm_compression import check_forms, compress_language_model, reader
@@ -20,6 +19,7 @@ from neural_layers.distill.recipes.trained import Trained
 from neural_layers.distill.text.packing import Packed
 from neural_layers.distill.validation.measures import Array, Measure, quotient
 from neural_layers.distill.validation.recording import scores
+from neural_layers.timing import measure_latency, measure_throughput
 
 _TIMED, _BATCHED, _WORST, _RANDOM, _SHOWN = 50, 128, 6, 4, 300
 

@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 
 from neural_layers.distill.classification.data import ClassificationData
 from neural_layers.distill.compression import Threshold, compress, measure_compressed, predictor
-from neural_layers.distill.compression.timing import measure_latency, measure_throughput
 from neural_layers.distill.gate import QualityGate
 from neural_layers.distill.recipes.described import described_models, described_retention
 from neural_layers.distill.recipes.trained import Trained
@@ -20,6 +19,7 @@ from neural_layers.distill.validation.class_scores import Predictions, class_ana
 from neural_layers.distill.validation.classification import worst_answers
 from neural_layers.distill.validation.measures import Measure
 from neural_layers.distill.validation.recording import scores
+from neural_layers.timing import measure_latency, measure_throughput
 
 RETAINED = ("accuracy", "macro_f1")
 _TIMED_TEXTS, _BATCHED_TEXTS, _WORST, _RANDOM = 100, 256, 8, 6

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from neural_layers.distill.compression.timing import measure_latency, measure_throughput
+from neural_layers.timing import measure_latency, measure_throughput
 
 
 class Clock:
