@@ -72,7 +72,9 @@ class EnhancedBlock(nn.Module):
                 return None
             scale = None if layer_scale is None else LayerScale(dim, layer_scale)
             drops = [nn.Dropout(dropout)] * (dropout > 0) + [StochasticDepth(drop_path)] * (drop_path > 0)
-            return residual(RMSNorm(dim, norm_eps), inner, scale, nn.Sequential(*drops))
+            # None and a single part stay bare: a container costs a decoding step as much as a small norm.
+            drop = nn.Sequential(*drops) if len(drops) > 1 else next(iter(drops), None)
+            return residual(RMSNorm(dim, norm_eps), inner, scale, drop)
 
         self.mixer = branch(mixer)
         self.cross_attention = branch(cross_attention)

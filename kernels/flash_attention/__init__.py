@@ -31,7 +31,8 @@ def _check(
     dropout_p: float,
     chunk_size: int | None,
 ) -> None:
-    if not _plainly_right(q, k, v) or not (alibi_slopes is sinks is key_padding_mask is seq_idx is None):
+    plain = alibi_slopes is sinks is seq_idx is None and _hides_keys_of(k, key_padding_mask)
+    if not plain or not _plainly_right(q, k, v):
         _check_tensors(q, k, v, alibi_slopes, sinks, key_padding_mask, seq_idx)
     if window is not None and window < 1:
         raise ValueError(f"window={window} must be at least 1, which lets a query see itself; None is no window")
@@ -41,6 +42,13 @@ def _check(
         raise ValueError(f"dropout_p={dropout_p} must lie in [0, 1)")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1; None lets the backend choose")
+
+
+def _hides_keys_of(k: Tensor, mask: Tensor | None) -> bool:
+    """Whether the mask, where there is one, passes `_check_tensors`."""
+    if mask is None:
+        return True
+    return mask.dtype == torch.bool and mask.device == k.device and k.ndim == 4 and mask.shape == k.shape[:2]
 
 
 def _plainly_right(q: Tensor, k: Tensor, v: Tensor) -> bool:

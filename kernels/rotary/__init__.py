@@ -1,9 +1,10 @@
 """Rotary position embedding."""
 
+import torch
 from torch import Tensor
 
-from neural_layers.kernels import triton_support
-from neural_layers.kernels.arguments import check_devices, check_floats, match_shapes
+from neural_layers.kernels import dispatch, triton_support
+from neural_layers.kernels.arguments import FLOATS, check_devices, check_floats, match_shapes
 from neural_layers.kernels.dispatch import Backend, Op
 from neural_layers.kernels.rotary.fused import apply_rotary_triton
 from neural_layers.kernels.rotary.pytorch import apply_rotary_torch
@@ -42,4 +43,17 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str = "auto") 
     Raises ValueError for shapes that do not fit, TypeError for tensors that are not floats, BackendError for a backend
     that cannot run.
     """
+    if backend == "auto" and "apply_rotary" not in dispatch._forced and _is_plain(x, cos, sin):
+        return apply_rotary_torch(x, cos, sin)
     return _OP(backend, x, cos, sin)
+
+
+def _is_plain(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    """Whether the arguments fit, on the CPU, with angles that rows share: what is asked here stands for all the checks
+    of the op, which for a single token cost more than the rotation."""
+    if torch.compiler.is_compiling() or not (x.is_cpu and cos.is_cpu and sin.is_cpu):
+        return False
+    if x.ndim != 4 or x.dtype not in FLOATS or cos.dtype not in FLOATS or sin.dtype != cos.dtype:
+        return False
+    _, length, _, width = x.shape
+    return width % 2 == 0 and cos.shape == sin.shape == (length, width // 2)

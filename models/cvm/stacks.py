@@ -18,8 +18,8 @@ from neural_layers.feed_forward import SwiGLU
 from neural_layers.models.caches import cache_layer
 from neural_layers.models.cvm.config import CVMConfig
 from neural_layers.models.cvm.count_vector import CountVectorMerge
+from neural_layers.models.rotary import SharedRotary
 from neural_layers.norm import RMSNorm
-from neural_layers.position import RotaryEmbedding
 
 
 def refuse_attentions(output_attentions: bool | None) -> None:
@@ -28,12 +28,23 @@ def refuse_attentions(output_attentions: bool | None) -> None:
         raise ValueError("output_attentions=True: attention probabilities are never built here; leave it out")
 
 
-def build_block(config: CVMConfig, *, is_decoder: bool) -> EnhancedBlock:
-    """Pre-norm: attention (causal in the decoder, then attention to the source), SwiGLU."""
-    sizes = (config.hidden_size, config.num_attention_heads, config.num_key_value_heads)
+def hiding(mask: Tensor | None) -> Tensor | None:
+    """The mask as booleans, or None where it hides nothing: every layer would read it. On the CPU alone, where looking
+    costs nothing; a graph cannot look, and a GPU would have to wait."""
+    if mask is None:
+        return None
+    mask = mask.bool()
+    can_look = mask.device.type == "cpu" and not torch.compiler.is_compiling()
+    return None if can_look and bool(mask.all()) else mask
+
+
+def build_block(config: CVMConfig, rotary: SharedRotary, *, is_decoder: bool) -> EnhancedBlock:
+    """Pre-norm: attention (causal in the decoder, then attention to the source), SwiGLU. Blocks share `rotary`."""
+    heads = (config.num_attention_heads, config.num_key_value_heads, config.attention_head_dim)
+    sizes = (config.hidden_size, *heads)
     mixer = GroupedQueryAttention(
         *sizes,
-        position=RotaryEmbedding(config.hidden_size // config.num_attention_heads, config.rope_theta),
+        position=rotary,
         causal=is_decoder,
         dropout=config.attention_dropout,
     )
@@ -55,7 +66,8 @@ class _Stack(nn.Module):
         self.config = config
         self.embed_tokens = embed_tokens
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(build_block(config, is_decoder=is_decoder) for _ in range(num_layers))
+        self.rotary = SharedRotary(config.attention_head_dim, config.rope_theta)
+        self.layers = nn.ModuleList(build_block(config, self.rotary, is_decoder=is_decoder) for _ in range(num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False
         # Replaced by transformers where checkpointing is turned on.
@@ -78,9 +90,12 @@ class _Stack(nn.Module):
             wrong = low if low < 0 else high
             raise ValueError(f"token id {wrong} lies outside the vocabulary of {self.config.vocab_size}")
 
-    def run(self, x: Tensor, *, collect: bool, per_layer: Any = None, **shared: Any) -> tuple[Tensor, Any]:
+    def run(
+        self, x: Tensor, *, collect: bool, past: int = 0, per_layer: Any = None, **shared: Any
+    ) -> tuple[Tensor, Any]:
         """All blocks and the norm; the states before each block and after the norm where `collect`."""
         states: list[Tensor] = []
+        shared["position_ids"] = torch.arange(past, past + x.shape[1], device=x.device)
         for i, layer in enumerate(self.layers):
             if collect:
                 states.append(x)
@@ -89,6 +104,7 @@ class _Stack(nn.Module):
                 x = self._gradient_checkpointing_func(layer.__call__, x, **own, **shared)
             else:
                 x = layer(x, **own, **shared)
+        self.rotary.forget()
         x = self.norm(x)
         return x, (*states, x) if collect else None
 
@@ -151,10 +167,11 @@ class CVMDecoder(_Stack):
         x, states = self.run(
             self.dropout(self.embed(input_ids, past)),
             collect=output_hidden_states,
+            past=past,
             per_layer=caches,
             attention_mask=attention_mask,
             context=encoder_hidden_states,
-            context_mask=encoder_attention_mask,
+            context_mask=hiding(encoder_attention_mask),
         )
         if past_key_values is not None:
             past_key_values.is_updated = dict.fromkeys(range(len(self.layers)), True)

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from neural_layers.models.hybrid.patterns import attention_every, check_mixers, check_options
-from neural_layers.models.hybrid.rotary import SharedRotary
+from neural_layers.models.rotary import SharedRotary
 
 _LAYER_TYPES = {
     "mamba": "linear_attention",
@@ -55,8 +55,8 @@ class HybridConfig(PreTrainedConfig):
     max_position_embeddings: the longest context, in tokens
     qk_norm, attention_bias (of q, k and v), attention_output_bias: of all attention layers
     mlp_bias:            of SwiGLU's projections
-    mamba_d_state, mamba_d_conv, mamba_expand, mamba_dt_rank, mamba_bias (of in_proj and out_proj), mamba_conv_bias: of
-                         the mixer "mamba"
+    mamba_d_state, mamba_d_conv, mamba_expand, mamba_inner_size (E, where it is not mamba_expand · D), mamba_dt_rank,
+    mamba_bias (of in_proj and out_proj), mamba_conv_bias: of the mixer "mamba"
     mamba2_d_state, mamba2_d_conv, mamba2_expand, mamba2_head_dim, mamba2_n_groups, mamba2_bias, mamba2_conv_bias,
     mamba2_norm_eps, mamba2_step_limit (the lowest and highest Δ; None for no limit): of the mixer "mamba2"
     mamba2_layers:       where layers differ: the index of a "mamba2" layer, as a string, to arguments of `Mamba2` that
@@ -90,6 +90,7 @@ class HybridConfig(PreTrainedConfig):
     mamba_d_state: int = 16
     mamba_d_conv: int = 4
     mamba_expand: int = 2
+    mamba_inner_size: int | None = None
     mamba_dt_rank: int | None = None
     mamba_bias: bool = False
     mamba_conv_bias: bool = True
@@ -166,6 +167,8 @@ class HybridConfig(PreTrainedConfig):
         for name in positive.split():
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a positive integer")
+        if self.mamba_inner_size is not None and self.mamba_inner_size < 1:
+            raise ValueError(f"mamba_inner_size={self.mamba_inner_size} must be at least 1, or None for the usual size")
         if self.intermediate_size < 0:
             raise ValueError(f"intermediate_size={self.intermediate_size} must not be negative; 0 leaves it out")
         for name in ("dropout", "attention_dropout", "classifier_dropout"):
