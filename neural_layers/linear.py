@@ -18,8 +18,8 @@ class Linear(nn.Linear):
 def dense_weight(module: nn.Module) -> Tensor:
     """The matrix (outputs, inputs) that `module` multiplies by, for a loss that takes it instead of calling the module.
 
-    `module.dense_weight()` where it has one (a quantized layer's weight in full, an adapter's W + ΔW with its gradient),
-    else `module.weight`. Raises TypeError for a module that has neither.
+    `module.dense_weight()` where it has one (a quantized layer's weight in full, an adapter's W + ΔW with its
+    gradient), else `module.weight`. Raises TypeError for a module that has neither.
     """
     own: Any = getattr(module, "dense_weight", None)
     weight: Any = own() if callable(own) else getattr(module, "weight", None)
