@@ -21,6 +21,7 @@ class Mamba(nn.Module):
     u, z = in_proj(x);  u = silu(conv(u));  Δ, B, C = x_proj(u);  y = scan(u, softplus(dt_proj(Δ)), A, B, C) · silu(z)
 
     dim: D. state_dim: N. conv_width: W. expand: E / D. dt_rank: R, by default D / 16 rounded up.
+    inner_dim: E, where it is not expand · D.
     bias: of in_proj and out_proj. conv_bias: of the convolution.
 
     forward(x (B, T, D), *, cache, attention_mask, position_ids, seq_idx) → (B, T, D), where with P tokens seen before
@@ -44,11 +45,12 @@ class Mamba(nn.Module):
         expand: int = 2,
         dt_rank: int | None = None,
         *,
+        inner_dim: int | None = None,
         bias: bool = False,
         conv_bias: bool = True,
     ) -> None:
         super().__init__()
-        inner = expand * dim
+        inner = expand * dim if inner_dim is None else inner_dim
         self.state_dim, self.dt_rank = state_dim, math.ceil(dim / 16) if dt_rank is None else dt_rank
         self.in_proj = Linear(dim, 2 * inner, bias=bias)
         self.conv1d = CausalConv1d(inner, conv_width, bias=conv_bias)

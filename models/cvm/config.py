@@ -9,7 +9,8 @@ class CVMConfig(PreTrainedConfig):
     """Sizes and switches of a `CVMForConditionalGeneration`; field names are those of transformers.
 
     hidden_size: D. num_hidden_layers: of the encoder and of the decoder, each, unless `num_decoder_layers` is given.
-    num_key_value_heads: by default as many as num_attention_heads. intermediate_size: F of SwiGLU.
+    num_key_value_heads: by default as many as num_attention_heads. head_dim: K, by default D / H.
+    intermediate_size: F of SwiGLU.
     max_position_embeddings: the longest source or target, in tokens. dropout: on embeddings and on each branch's
     output; attention_dropout: on attention probabilities. count_vector_merge: whether the count vector is merged
     (False is the ablation).
@@ -27,6 +28,7 @@ class CVMConfig(PreTrainedConfig):
     num_decoder_layers: int | None = None
     num_attention_heads: int = 8
     num_key_value_heads: int | None = None
+    head_dim: int | None = None
     max_position_embeddings: int = 512
     dropout: float = 0.1
     attention_dropout: float = 0.0
@@ -51,14 +53,21 @@ class CVMConfig(PreTrainedConfig):
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a positive integer")
-        if self.hidden_size % heads:
-            raise ValueError(f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={heads}")
+        if self.head_dim is None and self.hidden_size % heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={heads}, or head_dim given"
+            )
         if heads % kv_heads:
             raise ValueError(f"num_attention_heads={heads} must be a multiple of num_key_value_heads={kv_heads}")
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1)")
         super().__post_init__(**kwargs)
+
+    @property
+    def attention_head_dim(self) -> int:
+        """K, whether or not `head_dim` is given."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @classmethod
     def teacher(cls, **overrides: Any) -> "CVMConfig":

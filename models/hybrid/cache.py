@@ -24,6 +24,7 @@ _SHAPES = [
     "mamba_d_state",
     "mamba_d_conv",
     "mamba_expand",
+    "mamba_inner_size",
     "mamba2_d_state",
     "mamba2_d_conv",
     "mamba2_expand",

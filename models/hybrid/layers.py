@@ -37,6 +37,7 @@ def build_mixer(config: HybridConfig, index: int, rotary: RotaryEmbedding | None
             config.mamba_d_conv,
             config.mamba_expand,
             config.mamba_dt_rank,
+            inner_dim=config.mamba_inner_size,
             bias=config.mamba_bias,
             conv_bias=config.mamba_conv_bias,
         )

@@ -5,20 +5,28 @@ units, heads and recurrent channels out of their matrices, which is what makes a
 """
 
 from neural_layers.wrappers.pruning.masks import apply_masks, mask_of, masks
+from neural_layers.wrappers.pruning.plan import ShrinkPlan, plan_shrink, unit_scores
 from neural_layers.wrappers.pruning.prune import prune
 from neural_layers.wrappers.pruning.report import LayerSparsity, PruningReport, sparsity
 from neural_layers.wrappers.pruning.saving import load_masks, restore_masks, save_masks, unprune
+from neural_layers.wrappers.pruning.shrink import ShrinkReport, mask_units, shrink
 
 __all__ = [
     "LayerSparsity",
     "PruningReport",
+    "ShrinkPlan",
+    "ShrinkReport",
     "apply_masks",
     "load_masks",
     "mask_of",
+    "mask_units",
     "masks",
+    "plan_shrink",
     "prune",
     "restore_masks",
     "save_masks",
+    "shrink",
     "sparsity",
+    "unit_scores",
     "unprune",
 ]
