@@ -56,6 +56,8 @@ class FourBitWeight(FrozenBits):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._shared_with:
+            return
         for name, tensor in to_state(self.quantized).items():
             destination[f"{prefix}weight.{name}"] = tensor
 
@@ -87,7 +89,7 @@ class FourBitWeight(FrozenBits):
                     self._buffers[name] = given
                 else:
                     own.copy_(given)
-        elif strict:
+        elif strict and not self._shared_with:
             own_names = [name for name in to_state(self.quantized) if name not in state]
             missing_keys += [start + name for name in own_names]
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)

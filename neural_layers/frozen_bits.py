@@ -19,6 +19,8 @@ class FrozenBits(nn.Module):
     """
 
     bits: tuple[str, ...]
+    # Those that two layers of one weight do not have in common.
+    own_bits: tuple[str, ...] = ()
     weight: Tensor
     # In a tuple, because a module as an attribute would be a child, and its bits would be saved twice.
     _shared_with: "tuple[FrozenBits, ...]" = ()
@@ -43,8 +45,12 @@ class FrozenBits(nn.Module):
         for other in self._shared_with:
             own, theirs = self._buffers.get(self.bits[0]), other._buffers[other.bits[0]]
             if own is None or theirs is None or own.device == theirs.device:
-                for name in other.bits:
+                for name in self._common_bits():
                     self._buffers[name] = other._buffers[name]
+
+    def _common_bits(self) -> list[str]:
+        """The bits that are those of the module that this one shares its weight with."""
+        return [name for other in self._shared_with for name in other.bits if name not in self.own_bits]
 
     def _apply(self: Layer, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Layer:
         before = {name: self._buffers[name] for name in self.bits}
@@ -60,6 +66,13 @@ class FrozenBits(nn.Module):
         self._adopt()
         return self
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._shared_with:
+            # They are in the state of the module that they belong to, and a file holds them once.
+            for name in self._common_bits():
+                destination.pop(prefix + name, None)
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -71,6 +84,10 @@ class FrozenBits(nn.Module):
         error_msgs: list[str],
     ) -> None:
         state, wrong = dict(state_dict), False
+        if self._shared_with:
+            self._adopt()
+            names = set(self._common_bits()) - self._non_persistent_buffers_set
+            state = {prefix + name: self._buffers[name] for name in names} | state
         for name in self.bits:
             own, given = self._buffers[name], state.get(prefix + name)
             if own is not None and given is not None and (given.dtype != own.dtype or given.shape != own.shape):

@@ -25,6 +25,7 @@ class LinearInt8(FrozenBits):
     """
 
     bits = ("weight", "scale", "input_scale", "input_zero_point")
+    own_bits = ("input_scale", "input_zero_point")
     weight: Tensor
     scale: Tensor
     input_scale: Tensor | None
