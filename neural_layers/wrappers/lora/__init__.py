@@ -7,6 +7,7 @@ from neural_layers.wrappers.lora.conv import LoRAConv1d
 from neural_layers.wrappers.lora.embedding import LoRAEmbedding
 from neural_layers.wrappers.lora.linear import LoRALinear
 from neural_layers.wrappers.lora.merge import MergeReport, fold_lora, merge_lora, unmerge_lora
+from neural_layers.wrappers.lora.peft_files import load_adapter, save_adapter
 from neural_layers.wrappers.lora.report import CoverageReport
 from neural_layers.wrappers.lora.switching import adapter_rows, disable_adapters, set_adapter
 
@@ -22,8 +23,10 @@ __all__ = [
     "apply_lora",
     "disable_adapters",
     "fold_lora",
+    "load_adapter",
     "merge_lora",
     "remove_adapter",
+    "save_adapter",
     "set_adapter",
     "unmerge_lora",
 ]

@@ -122,7 +122,8 @@ def unmerge_lora(model: nn.Module) -> MergeReport:
     for name, layer in merged.items():
         if layer.merged is not None and layer.merged.original is None:
             raise InputError(f"{name} was merged with restorable=False: its weight as it was is gone; load it again")
-    if any([_restored(layer) for layer in merged.values()]):
+    were_tied = [_restored(layer) for layer in merged.values()]
+    if any(were_tied):
         set_tied(model, True)
     bases = {name: type(layer.base_layer).__name__ for name, layer in merged.items()}
     return MergeReport(dict.fromkeys(merged, 0.0), bases)

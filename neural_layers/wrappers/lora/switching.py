@@ -19,7 +19,7 @@ def weights_of(model: nn.Module, names: Names) -> tuple[tuple[str, float], ...]:
     """The adapters that are named, each with its weight. Raises InputError for unknown ones and weights that are no
     numbers."""
     named = {names: 1.0} if isinstance(names, str) else dict(names) if isinstance(names, Mapping) else None
-    found = {name: 1.0 for name in names} if named is None else {n: float(w) for n, w in named.items()}
+    found = dict.fromkeys(names, 1.0) if named is None else {n: float(w) for n, w in named.items()}
     check_known(model, found)
     for name, weight in found.items():
         if not math.isfinite(weight):
