@@ -27,6 +27,7 @@ _NAMES = {
     ),
     "pruning": (
         "PruningReport",
+        "PruningSchedule",
         "ShrinkPlan",
         "ShrinkReport",
         "apply_masks",

@@ -9,11 +9,13 @@ from neural_layers.wrappers.pruning.plan import ShrinkPlan, plan_shrink, unit_sc
 from neural_layers.wrappers.pruning.prune import prune
 from neural_layers.wrappers.pruning.report import LayerSparsity, PruningReport, sparsity
 from neural_layers.wrappers.pruning.saving import load_masks, restore_masks, save_masks, unprune
+from neural_layers.wrappers.pruning.schedule import PruningSchedule
 from neural_layers.wrappers.pruning.shrink import ShrinkReport, mask_units, shrink
 
 __all__ = [
     "LayerSparsity",
     "PruningReport",
+    "PruningSchedule",
     "ShrinkPlan",
     "ShrinkReport",
     "apply_masks",
