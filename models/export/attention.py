@@ -132,10 +132,9 @@ def self_attention(
 ) -> str:
     """Grouped-query attention; keys and values (B, G, S, K) go on in `states` where there are any."""
     heads, groups, k = mixer.num_heads, mixer.num_kv_heads, mixer.head_dim
-    sizes = [heads * k, groups * k, groups * k]
     layers = (mixer.q_proj, mixer.k_proj, mixer.v_proj)
     gates = () if mixer.gate_proj is None else (mixer.gate_proj,)
-    parts = weights.split(g, weights.linear(g, x, *layers, *gates), sizes + [heads * k] * len(gates))
+    parts = weights.linears(g, x, *layers, *gates)
     q, key, value = parts[:3]
     q = head_norm(g, weights, mixer.q_norm, q, heads * k, k)
     key = head_norm(g, weights, mixer.k_norm, key, groups * k, k)
@@ -175,7 +174,7 @@ def head_norm(g: Graph, weights: Weights, norm: nn.Module, x: str, width: int, k
 def context_keys(g: Graph, weights: Weights, cross: CrossAttention, context: str) -> list[str]:
     """Keys and values of a cross-attention's context, (B, G, S, K) each."""
     groups, k = cross.num_kv_heads, cross.head_dim
-    both = weights.split(g, weights.linear(g, context, cross.k_proj, cross.v_proj), [groups * k] * 2)
+    both = weights.linears(g, context, cross.k_proj, cross.v_proj)
     return [g.op("Transpose", g.op("Reshape", part, [0, 0, groups, k]), perm=[0, 2, 1, 3]) for part in both]
 
 

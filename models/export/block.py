@@ -79,8 +79,7 @@ def feed_forward(g: Graph, weights: Weights, module: nn.Module, x: str) -> str:
     if type(module) not in (SwiGLU, GeGLU):
         raise InputError(f"{_where(weights, module)} cannot be exported; feed-forward layers are SwiGLU and GeGLU")
     layers: Any = module
-    both = weights.linear(g, x, layers.gate_proj, layers.up_proj)
-    gate, up = weights.split(g, both, [layers.gate_proj.out_features] * 2)
+    gate, up = weights.linears(g, x, layers.gate_proj, layers.up_proj)
     gate = silu(g, gate) if type(module) is SwiGLU else g.op("Gelu", gate, approximate="tanh")
     return weights.linear(g, g.op("Mul", gate, up), layers.down_proj)
 

@@ -13,6 +13,7 @@ from onnx import ModelProto, TensorProto
 from neural_layers.models.export.attention import FLOAT, Shared, context_keys, rms_norm
 from neural_layers.models.export.block import block
 from neural_layers.models.export.graph import Graph
+from neural_layers.models.export.reference import Tolerance
 from neural_layers.models.export.session import PAST, Encoder, StateSession
 from neural_layers.models.export.state import States
 from neural_layers.models.export.verify import BEFORE, Check, check_equal, lengths
@@ -29,11 +30,7 @@ def cvm_graphs(model: Any, quantize: str | None = None) -> tuple[ModelProto, Mod
     Decoder: input_ids (batch, length), attention_mask (batch, total) of ones, position_ids, keep (1,), context_mask
              (batch, source), cross.…, past.<layer>.keys and .values → logits (batch, kept, V), new.…
     """
-    contrib = quantize is not None
-    return (
-        _encoder(model, quantize).model("cvm_encoder", contrib=contrib),
-        _decoder(model, quantize).model("cvm_decoder", contrib=contrib),
-    )
+    return _encoder(model, quantize).model("cvm_encoder"), _decoder(model, quantize).model("cvm_decoder")
 
 
 def _encoder(model: Any, quantize: str | None) -> Graph:
@@ -92,7 +89,7 @@ def _decoder(model: Any, quantize: str | None) -> Graph:
 
 
 def verify_cvm(
-    model: Any, encoder: Any, decoder: StateSession, quantize: str | None, tell: Callable[[Check], None]
+    model: Any, encoder: Any, decoder: StateSession, allowed: Tolerance, tell: Callable[[Check], None]
 ) -> list[Check]:
     """Compare the keys and values of the source, the logits and the decoder's cache with the model: sources and targets
     of each of `lengths`, targets in one piece and continued, for 1 row and for 3 with sources of different lengths.
@@ -105,13 +102,13 @@ def verify_cvm(
             past = min(BEFORE, model.config.max_position_embeddings - length)
             for before in dict.fromkeys((0, past)):
                 case = Check(length, before, batch, 0.0)
-                checks.append(_compare(model, Encoder(encoder), decoder, case, quantize))
+                checks.append(_compare(model, Encoder(encoder), decoder, case, allowed))
                 tell(checks[-1])
     return checks
 
 
 @torch.no_grad()
-def _compare(model: Any, encoder: Encoder, decoder: StateSession, case: Check, quantize: str | None) -> Check:
+def _compare(model: Any, encoder: Encoder, decoder: StateSession, case: Check, allowed: Tolerance) -> Check:
     from transformers import DynamicCache, EncoderDecoderCache
 
     random = torch.Generator().manual_seed(case.length)
@@ -142,5 +139,5 @@ def _compare(model: Any, encoder: Encoder, decoder: StateSession, case: Check, q
                 states.append((f"the {kind} of layer {i}", state.tensors[f"{PAST}{i}.{kind}"].numpy(), own, None))
         # In the order in which they are computed: the first that differs tells where the fault is.
         for name, found, wanted, counts in (*sources, *states, ("logits", logits, expected.logits, None)):
-            worst = max(worst, check_equal(name, found, wanted.float().numpy(), counts, quantize, where))
+            worst = max(worst, check_equal(name, found, wanted.float().numpy(), counts, allowed, where))
     return Check(case.length, case.past, case.batch, worst)

@@ -1,18 +1,15 @@
 """Exporting a model to a folder that is enough to serve it."""
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from neural_layers.errors import InputError, require
+from neural_layers.models.export.blocks import BITS
 from neural_layers.models.export.folder import staged, travel_along, write_model
+from neural_layers.models.export.reference import quantized_layers, reference, tolerance
 from neural_layers.models.export.session import StateSession, open_session
 from neural_layers.models.export.verify import Check, verify_hybrid
-from neural_layers.models.export.weights import BITS, rounded
 
 # What the runtime checks against config.json.
 _SIGNATURE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
@@ -51,6 +48,12 @@ def export_onnx(
     require("onnx", "onnxruntime", extra="onnx")
     if quantize is not None and quantize not in BITS:
         raise InputError(f"quantize={quantize!r} must be None, {', '.join(map(repr, BITS))}")
+    done = next(quantized_layers(model), None)
+    if quantize is not None and done is not None:
+        raise InputError(
+            f"quantize={quantize!r} is for a float model, and {done[0]} is a {type(done[1]).__name__}; leave quantize "
+            "out to export the layers as they are"
+        )
     kind = type(model).__name__
     writers = {"HybridForCausalLM": _write_hybrid, "CVMForConditionalGeneration": _write_cvm}
     if kind not in writers:
@@ -73,20 +76,6 @@ def describe(model: Any, kind: str, quantize: str | None) -> dict[str, Any]:
     return {"kind": kind, "quantize": quantize, "context": context, "config": signature}
 
 
-def reference(model: nn.Module, quantize: str | None) -> Any:
-    """The model that a graph is to equal: itself in float32, with its weights rounded where the graph's are."""
-    if quantize is None and all(p.dtype == torch.float32 for p in model.parameters()):
-        return model
-    made = copy.deepcopy(model).to("cpu", torch.float32)
-    if quantize is None:
-        return made
-    weights = {id(m.weight): m.weight for m in made.modules() if isinstance(m, nn.Linear | nn.Embedding)}
-    with torch.no_grad():
-        for weight in weights.values():
-            weight.copy_(rounded(weight, quantize))
-    return made
-
-
 def _write_hybrid(
     model: Any, stage: Path, quantize: str | None, verify: bool, external: bool | None, tell: Callable[[Check], None]
 ) -> list[Check]:
@@ -97,7 +86,7 @@ def _write_hybrid(
     if not verify:
         return []
     session = StateSession(open_session(stage / "model.onnx"))
-    return verify_hybrid(reference(model, quantize), session, tensors, quantize, tell)
+    return verify_hybrid(reference(model, quantize), session, tensors, tolerance(model, quantize), tell)
 
 
 def _write_cvm(
@@ -112,4 +101,4 @@ def _write_cvm(
     if not verify:
         return []
     sessions = open_session(stage / "encoder.onnx"), StateSession(open_session(stage / "decoder.onnx"))
-    return verify_cvm(reference(model, quantize), *sessions, quantize, tell)
+    return verify_cvm(reference(model, quantize), *sessions, tolerance(model, quantize), tell)

@@ -34,6 +34,7 @@ class Graph:
         self.inputs: list[ValueInfoProto] = []
         self.outputs: list[ValueInfoProto] = []
         self.initializers: dict[str, TensorProto] = {}
+        self.domains: set[str] = set()
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._count = 0
 
@@ -43,6 +44,7 @@ class Graph:
 
     def ops(self, kind: str, *inputs: Value, count: int, domain: str = "", **attributes: Any) -> list[str]:
         """Append a node with `count` outputs; returns their names."""
+        self.root.domains.add(domain)
         outputs = [self.fresh(kind) for _ in range(count)]
         names = [self._name(value) for value in inputs]
         self.nodes.append(helper.make_node(kind, names, outputs, name=outputs[0], domain=domain, **attributes))
@@ -95,9 +97,9 @@ class Graph:
         weights = list(self.initializers.values())
         return helper.make_graph(self.nodes, name, self.inputs, self.outputs, weights)
 
-    def model(self, name: str, *, contrib: bool) -> ModelProto:
-        """The whole model; `contrib` where it uses operators of ONNX Runtime's own."""
-        opsets = [helper.make_opsetid("", OPSET)] + [helper.make_opsetid(CONTRIB, 1)] * contrib
+    def model(self, name: str) -> ModelProto:
+        """The whole model, which says so where it uses operators of ONNX Runtime's own."""
+        opsets = [helper.make_opsetid("", OPSET)] + [helper.make_opsetid(CONTRIB, 1)] * (CONTRIB in self.domains)
         return helper.make_model(
             self.proto(name), opset_imports=opsets, ir_version=IR_VERSION, producer_name="neural_layers"
         )

@@ -40,4 +40,4 @@ def hybrid_graph(model: Any, quantize: str | None = None) -> tuple[ModelProto, l
     x = rms_norm(g, weights, decoder.norm, x)
     logits = weights.head(g, x, model.lm_head, decoder.embed_tokens)
     g.output(logits, "logits", TensorProto.FLOAT, ("batch", "kept", model.config.vocab_size), first=True)
-    return g.model("hybrid", contrib=quantize is not None), states.tensors
+    return g.model("hybrid"), states.tensors

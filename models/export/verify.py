@@ -12,14 +12,10 @@ import torch
 from torch import Tensor
 
 from neural_layers.models.export.recurrent import CHUNK
+from neural_layers.models.export.reference import Tolerance
 from neural_layers.models.export.session import PAST, OnnxState, StateSession
 from neural_layers.models.export.state import StateTensor
 
-QUANTIZED = 0.25
-# float32: the largest difference over the largest magnitude; measured 4e-6 at 8 layers. Quantized weights are compared
-# with a model whose weights are rounded alike: what is left is the rounding of activations to 8 bits, a noise that
-# layers add up and that is measured by its root mean square. A wrong graph is wrong by about 1.
-TOLERANCE = {None: 1e-4, "int8": QUANTIZED, "int4": QUANTIZED}
 BEFORE = 7  # tokens of the state that continuations start from: neither a chunk nor a window
 
 
@@ -30,8 +26,7 @@ class VerificationError(ValueError):
 @dataclass(frozen=True)
 class Check:
     """What was compared: T new tokens behind P, B rows of which all but the first have padding on the left, and the
-    error of the output that is worst: the largest difference over the largest magnitude or, for quantized weights, the
-    root mean square of the difference over that of the output."""
+    error of the output that is worst, as the `Tolerance` measures it."""
 
     length: int
     past: int
@@ -51,12 +46,12 @@ def verify_hybrid(
     model: Any,
     session: StateSession,
     tensors: Sequence[StateTensor],
-    quantize: str | None,
+    allowed: Tolerance,
     tell: Callable[[Check], None] = lambda check: None,
 ) -> list[Check]:
     """Compare logits and states at each of `lengths`, with and without a state before, for 1 row and 3 with padding.
 
-    Raises VerificationError at the first output that differs by more than `TOLERANCE[quantize]`.
+    Raises VerificationError at the first output that differs by more than `allowed`.
     """
     windows = sorted({tensor.window for tensor in tensors if tensor.window is not None})
     checks = []
@@ -64,7 +59,7 @@ def verify_hybrid(
         for batch in (1, 3):
             past = BEFORE if length + BEFORE <= model.config.max_position_embeddings else 0
             for before in dict.fromkeys((0, past)):
-                check = _compare(model, session, tensors, Check(length, before, batch, 0.0), quantize)
+                check = _compare(model, session, tensors, Check(length, before, batch, 0.0), allowed)
                 tell(check)
                 checks.append(check)
     return checks
@@ -72,7 +67,7 @@ def verify_hybrid(
 
 @torch.no_grad()
 def _compare(
-    model: Any, session: StateSession, tensors: Sequence[StateTensor], case: Check, quantize: str | None
+    model: Any, session: StateSession, tensors: Sequence[StateTensor], case: Check, allowed: Tolerance
 ) -> Check:
     from neural_layers.models.hybrid import HybridCache
 
@@ -92,7 +87,7 @@ def _compare(
         outputs = ("logits", logits, expected.logits.float().cpu().numpy(), kept.numpy())
         for name, found, wanted, counts in (*_states(tensors, state, cache), outputs):
             where = f"at length {end - begin}, {begin} tokens before it, batch {case.batch}"
-            worst = max(worst, check_equal(name, found, wanted, counts, quantize, where))
+            worst = max(worst, check_equal(name, found, wanted, counts, allowed, where))
     return Check(case.length, case.past, case.batch, worst)
 
 
@@ -124,7 +119,7 @@ def _states(
 
 
 def check_equal(
-    name: str, found: np.ndarray, wanted: np.ndarray, counts: np.ndarray | None, quantize: str | None, where: str
+    name: str, found: np.ndarray, wanted: np.ndarray, counts: np.ndarray | None, allowed: Tolerance, where: str
 ) -> float:
     """The error of an output where `counts` (B, T) is 1; raises VerificationError where it is not within tolerance."""
     if found.shape != wanted.shape:
@@ -133,11 +128,11 @@ def check_equal(
         found, wanted = found[counts == 1], wanted[counts == 1]
     if not wanted.size:
         return 0.0
-    measure = _largest if quantize is None else _mean_square
+    measure = _mean_square if allowed.is_mean else _largest
     error = measure(found - wanted) / max(measure(wanted), 1e-30)
-    if not error <= TOLERANCE[quantize]:  # NaN is not
+    if not error <= allowed.limit:  # NaN is not
         raise VerificationError(
-            f"{name} differs from PyTorch by {error:.2g} of its size (allowed: {TOLERANCE[quantize]:g}) {where}"
+            f"{name} differs from PyTorch by {error:.2g} of its size (allowed: {allowed.limit:g}) {where}"
         )
     return error
 
