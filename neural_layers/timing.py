@@ -25,14 +25,7 @@ def measure_latency(
     """
     if not examples:
         raise ValueError("no examples to measure latency on; give at least one")
-    names, taken = list(callables), {name: list[float]() for name in callables}
-    for turn, example in enumerate([examples[0], *examples]):
-        first = turn % max(len(names), 1)
-        for name in names[first:] + names[:first]:
-            started = clock()
-            callables[name](example)
-            taken[name].append((clock() - started) * 1000)
-    return {name: _percentiles(times[1:]) for name, times in taken.items()}
+    return {name: percentiles(times) for name, times in take_turns(callables, examples, clock=clock).items()}
 
 
 def measure_throughput(
@@ -49,17 +42,29 @@ def measure_throughput(
     """
     if not examples or batch_size < 1:
         raise ValueError(f"{len(examples)} examples in batches of {batch_size}; give at least one of each")
-    names, seconds = list(callables), dict.fromkeys(callables, 0.0)
-    starts = range(0, len(examples), batch_size)
-    for turn, start in enumerate([0, *starts]):
+    batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
+    taken = take_turns(callables, batches, clock=clock)
+    return {name: round(len(examples) / max(sum(times), 1e-9), 3) for name, times in taken.items()}
+
+
+def take_turns(
+    callables: Mapping[str, Callable[[Example], Any]],
+    examples: Sequence[Example],
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds of each model for each example, in the order of the examples; a first call of each is not counted."""
+    names, taken = list(callables), {name: list[float]() for name in callables}
+    for turn, example in enumerate([*examples[:1], *examples]):
         first = turn % max(len(names), 1)
         for name in names[first:] + names[:first]:
             started = clock()
-            callables[name](examples[start : start + batch_size])
-            seconds[name] += (clock() - started) * (turn > 0)
-    return {name: round(len(examples) / max(took, 1e-9), 3) for name, took in seconds.items()}
+            callables[name](example)
+            taken[name].append(clock() - started)
+    return {name: times[1:] for name, times in taken.items()}
 
 
-def _percentiles(times: list[float]) -> dict[str, float]:
-    taken = torch.tensor(times, dtype=torch.float64)
-    return {name: round(float(taken.quantile(share / 100)), 3) for name, share in SHARES.items()}
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """Milliseconds: {"p50", "p95", "p99"}."""
+    times = 1000 * torch.tensor(seconds, dtype=torch.float64)
+    return {name: round(float(times.quantile(share / 100)), 3) for name, share in SHARES.items()}
