@@ -243,6 +243,10 @@ class ExactTrainer(Trainer):
             if self._checkpoint is None:
                 raise ValueError(f"{resume_from_checkpoint} is no complete checkpoint")
             self._load_weights(self._checkpoint)
+        for callback in self.callback_handler.callbacks:
+            check = getattr(callback, "check_trainer", None)  # of a callback that not every trainer can have
+            if check is not None:
+                check(self)
         self._reset()
         self._start_clock()
         return super().train(resume_from_checkpoint, *args, **kwargs)

@@ -14,6 +14,8 @@ from neural_layers.wrappers.pruning.masks import hold
 from neural_layers.wrappers.pruning.saving import record
 
 _TAKEN = ("amount", "of")
+_BEST = "that may be one of before the pruning; train without patience and gate, and take the last"
+_SPLIT = "pruning holds the model's own parameters, and FSDP and DeepSpeed train parts of them; train without"
 _LISTS = ("include", "exclude", "kinds")
 
 
@@ -29,18 +31,19 @@ class PruningCallback(TrainerCallback, ExportableState):
     `restore_callback_states_from_checkpoint=True`) goes on with the same masks, to the same bits. The pruned share is
     logged as `sparsity`. `reports` has the report of each pruning, by the step before which it was done.
 
-    Raises ValueError when the training begins: where it is shorter than the schedule; where the best checkpoint is
-    looked for, which would be one before the pruning; and under FSDP or DeepSpeed, which train other parameters than
-    the model's. InputError where a checkpoint's weights are not those that its masks were of.
+    Raises ValueError when the training begins: where it is shorter than the schedule; where it ends with the best of
+    its checkpoints (`load_best_model_at_end`, `patience`, a gate), which would be one before the pruning; and under
+    FSDP or DeepSpeed, which train other parameters than the model's. InputError where a checkpoint's masks are of
+    another model.
     """
 
     def __init__(self, schedule: PruningSchedule | dict[str, Any], method: str = "l1", **options: Any) -> None:
         for name in _TAKEN:
             if name in options:
                 raise ValueError(f"{name}={options[name]!r} is the schedule's to say; leave it out")
-        if method == "n:m":
-            raise ValueError("method='n:m' prunes a fixed share at once; call prune before the training")
         self.schedule = PruningSchedule(**schedule) if isinstance(schedule, dict) else schedule
+        if method == "n:m" and self.schedule.times > 1:
+            raise ValueError(f"times={self.schedule.times}: method='n:m' prunes a fixed share at once; set times=1")
         self.method, self.options = method, {n: list(v) if n in _LISTS else v for n, v in options.items()}
         self.reports: dict[int, PruningReport] = {}
         # What a checkpoint holds of the masks: by layer, the places of zeros that are not pruned. None: not continued.
@@ -73,7 +76,8 @@ class PruningCallback(TrainerCallback, ExportableState):
         amount = self.schedule.amount(state.global_step)
         if amount is not None:
             assert self._model is not None
-            self.reports[state.global_step] = prune(self._model, self.method, amount, of="whole", **self.options)
+            # Earlier prunings count: `amount` is of all weights, as by default.
+            self.reports[state.global_step] = prune(self._model, self.method, amount, **self.options)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         found = {} if self._model is None else masks(self._model)
@@ -88,13 +92,17 @@ class PruningCallback(TrainerCallback, ExportableState):
                 f"max_steps={state.max_steps} is less than the {self.schedule.steps} steps of the pruning's schedule: "
                 f"the last is before step {self.schedule.last}, and recovery={self.schedule.recovery}; train longer"
             )
-        if args.load_best_model_at_end or args.metric_for_best_model is not None:
-            raise ValueError(
-                f"metric_for_best_model={args.metric_for_best_model!r}: the best checkpoint may be one of before the "
-                "pruning; leave metric_for_best_model and load_best_model_at_end out, and take the last"
-            )
+        if args.load_best_model_at_end:
+            raise ValueError(f"load_best_model_at_end=True: {_BEST}")
         if args.fsdp or args.deepspeed:
-            raise ValueError("pruning holds the model's own parameters, and FSDP and DeepSpeed train parts of them")
+            raise ValueError(_SPLIT)
+
+    def check_trainer(self, trainer: Any) -> None:
+        """Raise ValueError for an `ExactTrainer` that pruning does not go with; called before it trains."""
+        if trainer.keeps_best:
+            raise ValueError(f"the trainer keeps its best checkpoint: {_BEST}")
+        if getattr(trainer, "fsdp", False):
+            raise ValueError(_SPLIT)
 
 
 def _unpruned_zeros(model: nn.Module) -> dict[str, list[int]]:

@@ -179,12 +179,13 @@ def test_a_wrong_schedule_is_told(changes: dict, message: str) -> None:
 def test_what_pruning_does_not_go_with_is_told_before_a_step(tmp_path) -> None:
     with pytest.raises(ValueError, match="amount=0.5 is the schedule's to say"):
         PruningCallback(SCHEDULE, amount=0.5)
-    with pytest.raises(ValueError, match="method='n:m' prunes a fixed share"):
+    with pytest.raises(ValueError, match="times=3: method='n:m' prunes a fixed share at once"):
         PruningCallback(SCHEDULE, "n:m")
     trainer, _ = make_trainer(tmp_path, max_steps=6)
     with pytest.raises(ValueError, match="max_steps=6 is less than the 7 steps of the pruning's schedule"):
         trainer.train()
-    trainer, _ = make_trainer(tmp_path, metric_for_best_model="loss")
-    with pytest.raises(ValueError, match="metric_for_best_model='loss'"):
+    trainer, _ = make_trainer(tmp_path)
+    trainer.keeps_best = True
+    with pytest.raises(ValueError, match="the trainer keeps its best checkpoint: that may be one of before"):
         trainer.train()
     assert not masks(trainer.model)

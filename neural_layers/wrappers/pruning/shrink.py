@@ -19,7 +19,7 @@ _Key = tuple[int, str, int]
 
 @dataclass(frozen=True)
 class ShrinkReport:
-    """What was removed, and the size before and after; `str` prints it. `compare_pruned` measures what it buys in time.
+    """What was removed, and the size before and after; `str` prints it. `compare_sizes` measures what it buys in time.
 
     plan: which units stayed. config: the fields of the model's config that changed, with their new values
     """
