@@ -5,6 +5,7 @@ from neural_layers.errors import require
 require("transformers", extra="models")
 
 # ruff: noqa: E402  (the imports below need it)
+import neural_layers.models.quantized  # noqa: F401  (so that its quantized folders load)
 from neural_layers.models.hybrid.cache import HybridCache
 from neural_layers.models.hybrid.causal_lm import HybridForCausalLM
 from neural_layers.models.hybrid.classification import HybridForSequenceClassification

@@ -210,5 +210,20 @@ def record(model: nn.Module) -> None:
     layers = {name: entry for name, entry in plan.layers.items() if entry["scheme"] != "int8_qat"}
     if layers:
         config.quantization_config = {"quant_method": METHOD, "layers": layers}
+        _name_once(model, layers)
     elif getattr(config, "quantization_config", None) is not None:
         del config.quantization_config
+
+
+def _name_once(model: Any, layers: Iterable[str]) -> None:
+    """Let save_pretrained write a quantized module that stands in several places under its first name alone: it would
+    refuse tensors that are the same and are not weights."""
+    first = {id(model.get_submodule(name)): name for name in layers}
+    again = [
+        f"{name}.{key}"
+        for name, module in model.named_modules(remove_duplicate=False)
+        if first.get(id(module), name) != name
+        for key in module.state_dict()
+    ]
+    if again:
+        model._keys_to_ignore_on_save = sorted({*(model._keys_to_ignore_on_save or ()), *again})
