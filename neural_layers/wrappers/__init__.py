@@ -32,6 +32,7 @@ _NAMES = {
         "ShrinkReport",
         "apply_masks",
         "load_masks",
+        "measured_scores",
         "plan_shrink",
         "prune",
         "restore_masks",

@@ -4,6 +4,7 @@
 units, heads and recurrent channels out of their matrices, which is what makes a model smaller and faster.
 """
 
+from neural_layers.wrappers.pruning.activations import measured_scores
 from neural_layers.wrappers.pruning.masks import apply_masks, mask_of, masks
 from neural_layers.wrappers.pruning.plan import ShrinkPlan, plan_shrink, unit_scores
 from neural_layers.wrappers.pruning.prune import prune
@@ -23,6 +24,7 @@ __all__ = [
     "mask_of",
     "mask_units",
     "masks",
+    "measured_scores",
     "plan_shrink",
     "prune",
     "restore_masks",

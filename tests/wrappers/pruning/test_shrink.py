@@ -12,7 +12,7 @@ from neural_layers import CrossAttention, GeGLU, GroupedQueryAttention, Mamba, M
 from neural_layers.errors import InputError
 from neural_layers.linear_4bit import Linear4bit
 from neural_layers.wrappers import plan_shrink, prune, shrink
-from neural_layers.wrappers.pruning import ShrinkPlan, mask_of, mask_units, masks, unit_scores
+from neural_layers.wrappers.pruning import ShrinkPlan, mask_of, mask_units, masks, measured_scores, unit_scores
 from neural_layers.wrappers.pruning.units import find_units
 
 
@@ -83,6 +83,26 @@ def test_the_least_important_units_go_by_the_formula() -> None:
     given_scores = torch.tensor([5.0, 1, 4, 2, 3])
     chosen = plan_shrink(module, {"feed_forward": 0.4}, scores={"": given_scores})
     assert chosen.modules[""].kept == (0, 2, 4)
+
+
+def test_scores_on_data_are_weight_times_activation() -> None:
+    module = randomise(GroupedQueryAttention(6, 4, 2, head_dim=4).double(), 0)
+    batches = [torch.randn(2, 5, 6, dtype=torch.float64), torch.randn(1, 3, 6, dtype=torch.float64)]
+    seen = []
+    hook = module.o_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(0, 1)))
+    found = measured_scores(module, ["kv_heads"], batches)[""]
+    hook.remove()
+    contributions = torch.cat(seen).unsqueeze(1) * module.o_proj.weight.unsqueeze(0)  # (tokens, D, H · K)
+    expected = contributions.square().sum((0, 1)).view(2, 8).sum(1).sqrt()
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-12, atol=0)
+    plan = plan_shrink(module, {"kv_heads": 0.5}, scores={"": found})
+    assert plan.modules[""].kept == (int(expected.argmax()),)
+    with pytest.raises(ValueError, match="kind 'heads' must be one of"):
+        measured_scores(module, ["heads"], batches)
+    with pytest.raises(ValueError, match="the model has no units of kinds"):
+        measured_scores(module, "mamba", batches)
+    with pytest.raises(InputError, match="has no batch"):
+        measured_scores(module, "kv_heads", [])
 
 
 def test_widths_round_up_to_a_multiple() -> None:
