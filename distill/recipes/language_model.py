@@ -1,6 +1,5 @@
 """The language model recipe: text to tokens, training that can be killed at any moment, a model ready to use."""
 
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from neural_layers.distill.files import save_json
-from neural_layers.distill.recipes.language_model_building import build_model
+from neural_layers.distill.recipes.language_model_arguments import training_arguments
 from neural_layers.distill.recipes.language_model_data import (
     LanguageData,
     OpenData,
@@ -20,27 +19,33 @@ from neural_layers.distill.recipes.language_model_data import (
     open_data,
 )
 from neural_layers.distill.recipes.language_model_options import LanguageModelOptions
+from neural_layers.distill.recipes.language_model_parts import LanguageModelParts
 from neural_layers.distill.recipes.language_model_progress import LanguageModelProgress
 from neural_layers.distill.recipes.language_model_run import LanguageModelRun
 from neural_layers.distill.recipes.language_model_trainer import LanguageModelTrainer
 from neural_layers.distill.recipes.versions import git_revision, versions
 from neural_layers.distill.text.feed import BatchPlan
 from neural_layers.distill.text.tokenizing import load_text_tokenizer
-from neural_layers.distill.tracking import add_statistics, tracker_names, tracking_arguments
+from neural_layers.distill.tracking import add_statistics, tracker_names
 from neural_layers.distill.validation.language import LanguageValidator
 from neural_layers.errors import InputError
 from neural_layers.models.loading import check_model_folder
 
 
 def train_language_model(
-    options: LanguageModelOptions, command: str = "", callbacks: Sequence[TrainerCallback] = ()
+    options: LanguageModelOptions,
+    command: str = "",
+    callbacks: Sequence[TrainerCallback] = (),
+    parts: LanguageModelParts | None = None,
 ) -> dict[str, Any]:
-    """Run the recipe, or continue it; return the content of `report.json`. `callbacks` go to the trainer.
+    """Run the recipe, or continue it; return the content of `report.json`. `callbacks` go to the trainer; `parts` are
+    those of a training of another kind than that of all weights.
 
     Raises InputError for input that a person can mend, FloatingPointError where training diverges, OSError where a file
     cannot be written; the last checkpoint is good in each case, and the same call continues from it.
     """
     started = time.perf_counter()
+    parts = LanguageModelParts() if parts is None else parts
     options.check()
     tracker_names(options.report_to)
     if options.model is not None:
@@ -49,11 +54,11 @@ def train_language_model(
     validates = bool(data.valid) or options.valid_fraction is not None
     if options.patience is not None and not validates:
         raise InputError("--patience needs a validation text; give one with --valid")
-    run = LanguageModelRun(options)
+    run = parts.run(options)
     if run.is_finished:
         tqdm.write(f"{run.path} is finished; this is its report")
         return run.report()
-    arguments = _arguments(options, run, validates)
+    arguments = training_arguments(options, run, validates)
     if run.config is not None and run.config["threads"] != torch.get_num_threads():
         before, now = run.config["threads"], torch.get_num_threads()
         _tell(f"the run began with {before} threads and goes on with {now}: its last bits may differ; see --threads")
@@ -64,14 +69,16 @@ def train_language_model(
         tokenizer = _tokenizer(options, run, data)
         opened = open_data(options, data, tokenizer, plan, _tell if arguments.process_index == 0 else lambda line: None)
     set_seed(options.seed)
-    model = build_model(options, tokenizer)
+    model = parts.build(options, tokenizer)
     if arguments.process_index == 0:
         run.begin({**_config(options), "data": opened.described, "parameters": model.num_parameters()})
-    trainer = _trainer(options, run, arguments, model, opened, plan)
+    trainer = _trainer(options, run, arguments, model, opened, plan, parts.trainer)
     for callback in callbacks:
         trainer.add_callback(callback)
+    parts.begin(trainer, run)
     _train(trainer, run)
-    return _finish(options, run, trainer, opened, started, command)
+    described = {"title": parts.title, "command": command, **parts.report(trainer, run)}
+    return _finish(options, run, trainer, opened, started, described)
 
 
 def _tell(line: str) -> None:
@@ -105,6 +112,7 @@ def _trainer(
     model: Any,
     opened: OpenData,
     plan: BatchPlan,
+    kind: type[LanguageModelTrainer],
 ) -> LanguageModelTrainer:
     validate = None
     is_main = plan.rank == 0
@@ -120,7 +128,7 @@ def _trainer(
             folder=run.path / "validation" if is_main else None,
         )
     progress = LanguageModelProgress(run, plan.step * options.context, "tensorboard" in options.report_to)
-    trainer = LanguageModelTrainer(
+    trainer = kind(
         model=model,
         args=arguments,
         feed=opened.feed,
@@ -158,7 +166,7 @@ def _finish(
     trainer: LanguageModelTrainer,
     opened: OpenData,
     started: float,
-    command: str,
+    described: dict[str, Any],
 ) -> dict[str, Any]:
     step = trainer.state.global_step
     if options.patience is not None:
@@ -166,8 +174,7 @@ def _finish(
     weights = trainer.weights_of(step)
     history = trainer.state.log_history
     report: dict[str, Any] = {
-        "title": "language model",
-        "command": command,
+        **described,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "steps": trainer.state.global_step,
         "step": step,
@@ -187,53 +194,6 @@ def _finish(
 def _validation(history: list[dict[str, Any]], step: int) -> dict[str, float]:
     found = [entry for entry in history if "eval_loss" in entry and entry["step"] == step]
     return {k: v for k, v in found[-1].items() if k.startswith("eval_")} if found else {}
-
-
-def _arguments(options: LanguageModelOptions, run: LanguageModelRun, validates: bool) -> TrainingArguments:
-    is_cpu = not torch.cuda.is_available()
-    is_distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun sets it
-    trackers = tracker_names(options.report_to)
-    schedule, extra = options.schedule, {}
-    if schedule == "cosine":
-        schedule, extra = (
-            "cosine_with_min_lr",
-            {"min_lr": options.lr / 10 if options.min_lr is None else options.min_lr},
-        )
-    elif schedule == "constant":
-        schedule = "constant_with_warmup"
-    return TrainingArguments(
-        output_dir=str(run.checkpoint_folder),
-        max_steps=options.steps,
-        per_device_train_batch_size=options.batch,
-        gradient_accumulation_steps=options.accumulate,
-        learning_rate=options.lr,
-        lr_scheduler_type=schedule,
-        lr_scheduler_kwargs=extra,
-        warmup_steps=options.warmup_steps,
-        weight_decay=options.weight_decay,
-        adam_beta2=options.beta2,
-        max_grad_norm=options.clip,
-        optim="adamw_torch" if options.fsdp else "adamw_torch_fused",
-        bf16=options.bf16,
-        eval_strategy="steps" if validates else "no",
-        eval_steps=options.eval_steps,
-        metric_for_best_model="loss",
-        greater_is_better=False,
-        save_strategy="steps",
-        save_steps=options.save_steps,
-        logging_steps=max(1, min(options.steps // 100, 50)),
-        logging_nan_inf_filter=False,
-        seed=options.seed,
-        ignore_data_skip=True,
-        # TensorBoard is written with the log.
-        **tracking_arguments(tuple(name for name in trackers if name != "tensorboard"), run.path, run.path.name),
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        ddp_find_unused_parameters=False,
-        use_cpu=is_cpu,
-        ddp_backend="gloo" if is_cpu and is_distributed else None,
-    )
 
 
 def _config(options: LanguageModelOptions) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from neural_layers.distill.checkpoint import (
     Checkpoint,
@@ -24,8 +24,10 @@ class LanguageModelRun(RecipeRun):
     (safetensors, config, tokenizer), `report.json`. Continued, and raises, as `RecipeRun`.
     """
 
+    name: ClassVar[str] = RECIPE
+
     def __init__(self, options: LanguageModelOptions) -> None:
-        super().__init__(RECIPE, options)
+        super().__init__(self.name, options)
         self.checkpoint: Checkpoint | None = newest_checkpoint(self.checkpoint_folder)
 
     @property

@@ -13,13 +13,14 @@ def add(subcommands: Any) -> None:
         description="Train a hybrid language model, or go on from one with --model. The same command on the same --out "
         "continues a run that was interrupted, to the same bits. Run it by torchrun for several processes.",
     )
-    _add_data(parser)
+    add_data(parser)
     _add_model(parser)
-    _add_training(parser)
+    add_training(parser)
     parser.set_defaults(run=run_train)
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Declare what text is read, and how."""
     group = parser.add_argument_group("data")
     group.add_argument(
         "--data",
@@ -60,7 +61,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dropout", type=float, default=0.0, metavar="P")
 
 
-def _add_training(parser: argparse.ArgumentParser) -> None:
+def add_training(parser: argparse.ArgumentParser, *, lr: float = 1e-3, weight_decay: float = 0.1) -> None:
+    """Declare how long and how the training goes, with these defaults."""
     group = parser.add_argument_group("training")
     group.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="the run's folder, or the one to continue"
@@ -69,11 +71,13 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--steps", type=int, default=2000, metavar="N", help="default: 2000")
     group.add_argument("--batch", type=int, default=12, metavar="N", help="sequences of a forward pass; default: 12")
     group.add_argument("--accumulate", type=int, default=1, metavar="N", help="forward passes of a step; default: 1")
-    group.add_argument("--lr", type=float, default=1e-3, metavar="X", help="default: 0.001")
+    group.add_argument("--lr", type=float, default=lr, metavar="X", help=f"default: {lr:g}")
     group.add_argument("--min-lr", type=float, metavar="X", help="where the cosine ends; default: a tenth of --lr")
     group.add_argument("--warmup", type=int, metavar="N", help="steps; default: a tenth of --steps, at most 100")
     group.add_argument("--schedule", default="cosine", metavar="NAME", help="cosine (default), linear or constant")
-    group.add_argument("--weight-decay", type=float, default=0.1, metavar="X", help="of matrices; default: 0.1")
+    group.add_argument(
+        "--weight-decay", type=float, default=weight_decay, metavar="X", help=f"of matrices; default: {weight_decay:g}"
+    )
     group.add_argument("--beta2", type=float, default=0.99, metavar="X", help="of AdamW; default: 0.99")
     group.add_argument("--clip", type=float, default=1.0, metavar="X", help="norm of the gradient; 0: none; default: 1")
     group.add_argument("--label-smoothing", type=float, default=0.0, metavar="X")

@@ -177,8 +177,8 @@ def test_streamed_training_resumes_to_the_same_bits(tmp_path) -> None:
 
 def test_the_loss_in_the_log_is_the_mean_over_a_resume_too(tmp_path, monkeypatch) -> None:
     write_corpus(tmp_path / "data")
-    real = recipe._arguments
-    monkeypatch.setattr(recipe, "_arguments", lambda *given: _logging_every(5, real(*given)))
+    real = recipe.training_arguments
+    monkeypatch.setattr(recipe, "training_arguments", lambda *given: _logging_every(5, real(*given)))
     whole = small_options(tmp_path, "whole", steps=5, save_steps=3)
     train_language_model(whole)
     cut = replace(whole, out=tmp_path / "cut")
