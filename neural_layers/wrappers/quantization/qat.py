@@ -3,11 +3,14 @@
 Letters: V rows of a table, D width.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neural_layers.kernels.int8 import dequantize_rows, quantize_rows
+from neural_layers.kernels.linear_int8 import linear_int8
 
 
 def fake_quantize_rows(x: Tensor) -> Tensor:
@@ -16,16 +19,31 @@ def fake_quantize_rows(x: Tensor) -> Tensor:
     The gradient passes as if nothing were rounded (arXiv 1308.3432): no value lies outside the range, and the scale
     counts as a constant.
     """
-    with torch.no_grad():
-        error = dequantize_rows(*quantize_rows(x), x.dtype) - x
-    return x + error
+    rounded: Tensor = _Rounded.apply(x)
+    return rounded
+
+
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return dequantize_rows(*quantize_rows(x), x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
 
 
 class FakeQuantizedLinear(nn.Linear):
-    """`nn.Linear` that computes as the `LinearInt8` made of it will, up to float rounding, and trains.
+    """`nn.Linear` that computes as the `LinearInt8` made of it will, and trains.
 
-    Weight rounded by a scale for each output, x by one for each row. The parameters are those of the layer that it was
-    made of, under the same names: an optimizer that has them keeps them, and checkpoints fit the plain model.
+    Weight rounded by a scale for each output, x by one for each row: the same numbers, multiplied as floats where a
+    gradient is wanted, and by the very op of `LinearInt8` where none is (`torch.no_grad()`). The parameters are those
+    of the layer that it was made of, under the same names: an optimizer that has them keeps them, and checkpoints fit
+    the plain model.
     """
 
     @classmethod
@@ -40,6 +58,8 @@ class FakeQuantizedLinear(nn.Linear):
         return fake_quantize_rows(self.weight)
 
     def forward(self, input: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return linear_int8(input, *quantize_rows(self.weight), self.bias)
         return F.linear(fake_quantize_rows(input), self.dense_weight(), self.bias)
 
 

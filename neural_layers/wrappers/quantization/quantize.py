@@ -79,7 +79,7 @@ def quantize(
 def convert_qat(model: nn.Module) -> QuantizationReport:
     """Make each layer that `quantize(model, "int8_qat")` prepared int8_dynamic, in place.
 
-    The model computes as the prepared one did in evaluation mode, up to float rounding. Raises ValueError where no
+    The model computes as the prepared one did without gradients, to the bit. Raises ValueError where no
     layer is prepared; the model is then unchanged.
     """
     kinds = (FakeQuantizedLinear, FakeQuantizedEmbedding)

@@ -132,7 +132,11 @@ def _names(model: nn.Module) -> dict[int, list[str]]:
 
 
 def _holds_matrix(module: nn.Module) -> bool:
-    return any(p is not None and p.dim() > 1 for p in module._parameters.values())
+    if isinstance(module, nn.utils.parametrize.ParametrizationList):
+        return False  # it is told of at the layer that it belongs to
+    return isinstance(module, (nn.Linear, nn.Embedding)) or any(
+        p is not None and p.dim() > 1 for p in module._parameters.values()
+    )
 
 
 def _refuse_quantized(name: str, scheme: str) -> None:
