@@ -9,9 +9,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from neural_layers.errors import InputError
-from neural_layers.wrappers.pruning import PruningReport, PruningSchedule, masks, prune, unprune
+from neural_layers.wrappers.pruning import PruningReport, PruningSchedule, masks, prune, restore_masks, unprune
 from neural_layers.wrappers.pruning.masks import hold
-from neural_layers.wrappers.pruning.saving import record
+from neural_layers.wrappers.pruning.saving import noted_without_masks, record
 
 _TAKEN = ("amount", "of")
 _BEST = "that may be one of before the pruning; train without patience and gate, and take the last"
@@ -68,6 +68,8 @@ class PruningCallback(TrainerCallback, ExportableState):
                     "restore_callback_states_from_checkpoint=True in the arguments, and continue a training that had it"
                 )
             _restore(self._model, self.unpruned_zeros or {})
+        elif noted_without_masks(self._model):
+            restore_masks(self._model)  # a pruned model that was loaded: it is trained as one
         self.unpruned_zeros = None
 
     def on_step_begin(

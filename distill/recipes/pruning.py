@@ -17,7 +17,8 @@ from neural_layers.distill.recipes.language_model_options import LanguageModelOp
 from neural_layers.errors import InputError
 from neural_layers.models.loading import load_language_model
 from neural_layers.timing import measure_latency
-from neural_layers.wrappers.pruning import PruningSchedule, prune, shrink, sparsity
+from neural_layers.wrappers.pruning import PruningSchedule, prune, restore_masks, shrink, sparsity
+from neural_layers.wrappers.pruning.saving import noted_without_masks
 
 _ROUNDS = 30  # of the measured time
 
@@ -126,6 +127,8 @@ def _at_once(options: PruningOptions) -> dict[str, Any]:
     """Prune or shrink, write `start/`, and tell what was done."""
     model, _ = load_language_model(options.model)
     before = model.num_parameters()
+    if noted_without_masks(model):
+        restore_masks(model)
     if options.remove:
         report: Any = shrink(
             model, options.remove, multiple_of=options.multiple_of, include=options.include, exclude=options.exclude

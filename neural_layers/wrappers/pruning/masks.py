@@ -44,8 +44,6 @@ def hold(module: nn.Module, mask: Tensor) -> None:
     else:
         module.register_buffer(MASK, mask, persistent=False)
         module.register_forward_pre_hook(_watch)
-    if not _STEPS:
-        _STEPS.append(register_optimizer_step_post_hook(_after_step))
     _bind(module)
     _zero(module)
 
@@ -107,6 +105,8 @@ def _zero(module: Any) -> None:
 
 def _bind(module: nn.Module) -> bool:
     """Bind the mask to the parameter that is the weight now; whether it was not yet bound."""
+    if not _STEPS:
+        _STEPS.append(register_optimizer_step_post_hook(_after_step))
     weight: Any = module.weight
     held = _HELD.get(weight)
     is_new = held is None or held.module() is not module
@@ -123,7 +123,7 @@ def _bind(module: nn.Module) -> bool:
 def _masked_gradient(module: nn.Module | None, gradient: Tensor) -> Tensor:
     mask = None if module is None else mask_of(module)
     # A sparse gradient (of an embedding) stays as it is: what it fills is set to zero behind the step.
-    return gradient if mask is None or gradient.layout != torch.strided else gradient * mask
+    return gradient if mask is None or gradient.layout != torch.strided else gradient.masked_fill(~mask, 0)
 
 
 def _watch(module: nn.Module, inputs: Any) -> None:

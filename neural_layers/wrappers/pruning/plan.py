@@ -142,6 +142,8 @@ def _what(model: nn.Module) -> str:
 
 
 def _checked_scores(units: Units, given: Tensor | None) -> Tensor:
+    if given is None and any(part.tensor.is_meta for part in units.parts):
+        raise ValueError(f"the weights of {units.name} are on the meta device; load them, or give scores")
     scores = unit_scores(units) if given is None else torch.as_tensor(given)
     if tuple(scores.shape) != (units.count,):
         raise ValueError(f"scores of {units.name} have shape {tuple(scores.shape)}; it has {units.count} units")

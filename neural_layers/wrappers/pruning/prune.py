@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neural_layers.errors import InputError
 from neural_layers.wrappers.pruning.layers import chosen
 from neural_layers.wrappers.pruning.masks import hold, mask_of
 from neural_layers.wrappers.pruning.methods import (
@@ -17,7 +18,7 @@ from neural_layers.wrappers.pruning.methods import (
     random_scores,
 )
 from neural_layers.wrappers.pruning.report import PruningReport, report_of
-from neural_layers.wrappers.pruning.saving import record
+from neural_layers.wrappers.pruning.saving import noted_without_masks, record
 
 _OPTIONS = {
     "l1": ("amount", "scope", "of"),
@@ -66,10 +67,17 @@ def prune(
 
     Returns the sparsity of each layer that was meant. Raises ValueError for options that are wrong or that the method
     does not take, patterns that match no layer, layers that cannot be pruned, weights that are not finite, a whole of
-    which more is pruned already, and where nothing would be left of a layer; the model is then as it was.
+    which more is pruned already, a loaded model whose masks were not restored, and where nothing would be left of a
+    layer; the model is then as it was.
     """
     given = {"amount": amount, "scope": scope, "of": of, "n": n, "dim": dim, "pattern": pattern, "seed": seed}
     options = _checked(method, given)
+    noted = noted_without_masks(model)
+    if noted:
+        raise InputError(
+            f"the model's config notes {noted[0]} and {len(noted) - 1} more as pruned, and no mask holds them: call "
+            "restore_masks(model) first, or unprune(model) to begin anew"
+        )
     layers, skipped = chosen(model, kinds, include, exclude)
     for name, module in layers.items():
         if not module.get_parameter("weight").isfinite().all():

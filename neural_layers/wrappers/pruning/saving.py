@@ -67,9 +67,17 @@ def restore_masks(
     return report_of(model, layers, {})
 
 
+def noted_without_masks(model: nn.Module) -> list[str]:
+    """The layers that the model's config notes as pruned, where no layer holds a mask."""
+    noted = getattr(getattr(model, "config", None), "pruning", None) or {}
+    return [] if any(True for _ in masked(model)) else list(noted.get("zeros", {}))
+
+
 def _noted_layers(model: nn.Module, zeros: dict[str, int]) -> dict[str, nn.Module]:
-    known, _ = prunable(model, tuple(KINDS))
+    known, skipped = prunable(model, tuple(KINDS))
     for name, count in zeros.items():
+        if name in skipped:
+            raise InputError(f"the zeros of {name} cannot be held: {skipped[name]}")
         if name not in known:
             raise InputError(_unknown("the config's note of pruning", name, known))
         found = int((known[name].get_parameter("weight") == 0).sum())

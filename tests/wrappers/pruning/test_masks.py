@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from neural_layers.errors import InputError
-from neural_layers.wrappers import prune
+from neural_layers.wrappers import prune, quantize
 from neural_layers.wrappers.pruning import (
     apply_masks,
     load_masks,
@@ -101,6 +102,24 @@ def test_copies_and_new_parameters_are_held_too() -> None:
     assert (model[0].weight != twin[0].weight).any(), "the copy and its model share a weight"
 
 
+def test_a_pickled_model_holds_its_masks_in_another_process(tmp_path) -> None:
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    train(model, optimizer)
+    prune(model, "l1", 0.5)
+    torch.save(model, tmp_path / "model.pt")
+    hooks = sys.modules["neural_layers.wrappers.pruning.masks"]  # the package's `masks` is the function
+    while hooks._STEPS:  # as in a process that has pruned nothing
+        hooks._STEPS.pop().remove()
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    optimizer = torch.optim.AdamW(loaded.parameters(), lr=0.1)
+    for weight in (loaded[0].weight, loaded[2].weight):
+        optimizer.state[weight] = {n: torch.ones_like(weight) for n in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[weight]["step"] = torch.tensor(1.0)
+    train(loaded, optimizer, steps=1)
+    assert (pruned_weights(loaded) == 0).all()
+
+
 def test_a_frozen_weight_is_held_once_it_is_trained() -> None:
     model = make_model()
     model.requires_grad_(False)
@@ -181,6 +200,8 @@ def test_a_transformers_model_notes_what_is_pruned(tmp_path) -> None:
     prune(model, "l1", 0.5, exclude=["x_proj"])
     model.save_pretrained(tmp_path)
     loaded = HybridForCausalLM.from_pretrained(tmp_path).eval()
+    with pytest.raises(InputError, match=r"notes model.layers.0.* and 12 more as pruned"):
+        prune(loaded, "l1", 0.5, of="remaining")
     restore_masks(loaded)
     assert sorted(masks(loaded)) == sorted(masks(model))
     assert all(torch.equal(mask, masks(loaded)[name]) for name, mask in masks(model).items())
@@ -198,3 +219,7 @@ def test_a_transformers_model_notes_what_is_pruned(tmp_path) -> None:
         restore_masks(other)
     unprune(loaded)
     assert not hasattr(loaded.config, "pruning")
+    quantized = HybridForCausalLM.from_pretrained(tmp_path)
+    quantize(quantized, "int8_dynamic")
+    with pytest.raises(InputError, match="the zeros of .* cannot be held: LinearInt8 holds quantized weights"):
+        restore_masks(quantized)
