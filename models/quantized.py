@@ -90,6 +90,9 @@ class Quantizer(HfQuantizer):
         tensors = read_tensors(files, saved.layers)
         own = {_renamed(key, names): tensor for key, tensor in tensors.items() if key.rpartition(".")[0]}
         self.made = restored_layers(model, plan, own)
+        for name, layer in self.made.items():
+            # Biases in the dtype that was asked for; bits have none.
+            layer.to(dtype=model.get_submodule(name).weight.dtype)
         self.tied = dict(model.all_tied_weights_keys)
         starts = tuple(f"{name}." for name in _every_name(model, plan))
         inside = {key for key, source in self.tied.items() if key.startswith(starts) or source.startswith(starts)}
