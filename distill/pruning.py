@@ -44,7 +44,8 @@ class PruningCallback(TrainerCallback, ExportableState):
         self.schedule = PruningSchedule(**schedule) if isinstance(schedule, dict) else schedule
         if method == "n:m" and self.schedule.times > 1:
             raise ValueError(f"times={self.schedule.times}: method='n:m' prunes a fixed share at once; set times=1")
-        self.method, self.options = method, {n: list(v) if n in _LISTS else v for n, v in options.items()}
+        self.method = method
+        self.options: dict[str, Any] = {n: list(v) if n in _LISTS else v for n, v in options.items()}
         self.reports: dict[int, PruningReport] = {}
         # What a checkpoint holds of the masks: by layer, the places of zeros that are not pruned. None: not continued.
         self.unpruned_zeros: dict[str, list[int]] | None = None

@@ -68,6 +68,15 @@ def test_units_are_removed_without_text(run) -> None:
     assert torch.isfinite(model(ids).logits).all()
 
 
+def test_units_are_scored_on_the_text_and_the_shrunken_model_trained_on(run, folder) -> None:
+    status, _, _, out = run("--remove", "feed_forward=0.5", "--scores", "data", *training(folder))
+    assert status == 0
+    report = json.loads((out / "pruning.json").read_text())
+    assert report["parameters"]["after"] < report["parameters"]["before"]
+    assert report["scores"]["trained on"]["loss"] < report["scores"]["pruned at once"]["loss"]
+    assert load_language_model(out / "training" / "model")[0].config.intermediate_size == 12
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -81,6 +90,7 @@ def test_units_are_removed_without_text(run) -> None:
         (("--remove", "heads=0.5"), "must give shares to some of feed_forward"),
         (("--remove", "kv_heads=0.5"), "is no whole number; possible are none"),
         (("--amount", 0.5, "--data", "d", "--steps", 4, "--times", 9), "--times 9 and --recovery 1 need 9 steps"),
+        (("--remove", "mamba=0.5", "--scores", "data"), "--scores data must be norms, or data, which needs --remove"),
         (("--amount", 0.5, "--threads", 0), "--threads 0 must be at least 1"),
     ],
 )

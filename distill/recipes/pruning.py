@@ -1,5 +1,6 @@
 """A language model made smaller: pruned or shrunken, trained on, and compared with what it was."""
 
+import itertools
 import json
 import shutil
 from dataclasses import asdict, dataclass
@@ -14,13 +15,26 @@ from neural_layers.distill.pruning import PruningCallback
 from neural_layers.distill.recipes.language_model import train_language_model
 from neural_layers.distill.recipes.language_model_evaluation import EvaluationOptions, evaluate_language_model
 from neural_layers.distill.recipes.language_model_options import LanguageModelOptions
+from neural_layers.distill.text.reading import ReadingOptions
+from neural_layers.distill.text.sources import parse_sources
+from neural_layers.distill.text.store import default_cache, open_store
+from neural_layers.distill.validation.language import batched, windows
 from neural_layers.errors import InputError
 from neural_layers.models.loading import load_language_model
 from neural_layers.timing import measure_latency
-from neural_layers.wrappers.pruning import PruningSchedule, prune, restore_masks, shrink, sparsity
+from neural_layers.wrappers.pruning import (
+    PruningSchedule,
+    measured_scores,
+    plan_shrink,
+    prune,
+    restore_masks,
+    shrink,
+    sparsity,
+)
 from neural_layers.wrappers.pruning.saving import noted_without_masks
 
 _ROUNDS = 30  # of the measured time
+_BATCHES = 16  # of 8 sequences, that units are scored on
 
 
 @dataclass(frozen=True)
@@ -30,6 +44,7 @@ class PruningOptions:
     model:  a folder with a hybrid language model and its tokenizer. out: the folder to write to
     method, amount, scope, pattern, include, exclude: of `wrappers.pruning.prune`
     remove: instead of `method`, shares of units by kind, of `wrappers.pruning.shrink`; multiple_of: as there
+    scores: what chooses the units, "norms" of weights, or "data": `measured_scores` of the training's first text
     times, shape, recovery: of the `PruningSchedule` in the course of `training`; by default a third of its steps is
             recovery behind the last pruning
     training: the training that follows, whose `model` and `out` are filled in here; None for none
@@ -45,6 +60,7 @@ class PruningOptions:
     exclude: tuple[str, ...] = ()
     remove: dict[str, float] | None = None
     multiple_of: int = 1
+    scores: str = "norms"
     times: int = 10
     shape: str = "cubic"
     recovery: int | None = None
@@ -56,6 +72,8 @@ class PruningOptions:
             raise InputError(
                 "--remove takes units out, --amount, --scope and --pattern prune weights; run one, then the other"
             )
+        if self.scores not in ("norms", "data") or (self.scores == "data" and not (self.remove and self.training)):
+            raise InputError(f"--scores {self.scores} must be norms, or data, which needs --remove and --data")
         if not self.remove and self.amount is None and self.method != "n:m":
             raise InputError("give --amount, the share of weights to prune, or --remove KIND=SHARE")
         if self.out.resolve() == self.model.resolve():
@@ -125,14 +143,20 @@ def _selection(options: PruningOptions) -> dict[str, Any]:
 
 def _at_once(options: PruningOptions) -> dict[str, Any]:
     """Prune or shrink, write `start/`, and tell what was done."""
-    model, _ = load_language_model(options.model)
+    model, tokenizer = load_language_model(options.model)
     before = model.num_parameters()
     if noted_without_masks(model):
         restore_masks(model)
     if options.remove:
-        report: Any = shrink(
-            model, options.remove, multiple_of=options.multiple_of, include=options.include, exclude=options.exclude
+        plan = plan_shrink(
+            model,
+            options.remove,
+            multiple_of=options.multiple_of,
+            scores=_data_scores(options, model, tokenizer) if options.scores == "data" else None,
+            include=options.include,
+            exclude=options.exclude,
         )
+        report: Any = shrink(model, plan)
         told = {"config": report.config}
     else:
         report = prune(model, options.method, options.amount, **_selection(options))
@@ -147,6 +171,17 @@ def _at_once(options: PruningOptions) -> dict[str, Any]:
                 if (options.model / name).is_file():
                     shutil.copy(options.model / name, beside / name)
     return {"parameters": {"before": before, "after": model.num_parameters()}, **told}
+
+
+def _data_scores(options: PruningOptions, model: Any, tokenizer: Any) -> dict[str, torch.Tensor]:
+    training = options.training
+    assert training is not None
+    source = parse_sources(training.data)[0]
+    reading = ReadingOptions(training.text_field, training.document_separator)
+    store = open_store(source.parts, tokenizer, reading, training.cache or default_cache())
+    read = batched(windows(store, training.context, training.context - 1), 8)
+    batches = [{"input_ids": batch["input_ids"]} for batch in itertools.islice(read, _BATCHES)]
+    return measured_scores(model, list(options.remove or ()), batches)
 
 
 def _scores(models: dict[str, Path], data: str, context: int) -> dict[str, dict[str, Any]]:

@@ -35,6 +35,9 @@ def add(subcommands: Any) -> None:
     group.add_argument(
         "--multiple-of", type=int, default=1, metavar="N", help="what the width that stays is rounded up to"
     )
+    group.add_argument(
+        "--scores", default="norms", metavar="NAME", help="norms (default), or data: the first of --data"
+    )
     group = parser.add_argument_group("training")
     group.add_argument("--data", action="append", metavar="SOURCE", help="text to train on, as of neural-layers train")
     group.add_argument("--valid", metavar="SOURCE", help="text to compare the losses on; default: of the data's folder")
@@ -85,6 +88,7 @@ def run_prune(options: argparse.Namespace) -> int:
             tuple(options.exclude),
             _shares(options.remove),
             options.multiple_of,
+            options.scores,
             options.times,
             options.shape,
             options.recovery,

@@ -58,7 +58,7 @@ def chosen(
     be pruned, and where nothing is left to prune.
     """
     layers, skipped = prunable(model, kinds)
-    wanted, unwanted = _patterns("include", include), _patterns("exclude", exclude)
+    wanted, unwanted = pattern_list("include", include), pattern_list("exclude", exclude)
     known = [*layers, *skipped]
     unmatched = [p for p in [*wanted, *unwanted] if not any(matches(name, p) for name in known)]
     if unmatched:
@@ -86,7 +86,8 @@ def _classes(kinds: Iterable[str]) -> tuple[type[nn.Module], ...]:
     return tuple(cls for kind in kinds for cls in KINDS[kind])
 
 
-def _patterns(name: str, patterns: Iterable[str] | None) -> list[str]:
+def pattern_list(name: str, patterns: Iterable[str] | None) -> list[str]:
+    """The patterns of the argument `name`. Raises ValueError for a single string."""
     if isinstance(patterns, str):
         raise ValueError(f"{name}={patterns!r} must be a sequence of patterns: [{patterns!r}]")
     return list(patterns or ())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from neural_layers.errors import InputError
 from neural_layers.wrappers.modules import matches, nearest, unmatched_error
+from neural_layers.wrappers.pruning.layers import pattern_list
 from neural_layers.wrappers.pruning.methods import magnitudes, smallest
 from neural_layers.wrappers.pruning.prune import check_amount
 from neural_layers.wrappers.pruning.units import KINDS, Part, Units, find_units
@@ -88,18 +89,18 @@ def plan_shrink(
     multiple_of: neurons and channels that stay are rounded up to such a multiple (8 or 16 suits vector units)
     scores:      by the module's name, an importance for each of its units to go by (`measured_scores` has some of
                  data); by default `unit_scores`, norms of the weights
-    include, exclude: patterns of the names of the modules (".feed_forward.inner", ".mixer.inner")
+    include, exclude: patterns of the names of the modules ("feed_forward.inner", "layers.0.*")
 
     Raises ValueError for kinds, shares, patterns and scores that are wrong, for a share of the heads that comes to no
     whole number, for modules that cannot be taken apart, and for two kinds of heads at once.
     """
     _check_amounts(amounts, multiple_of)
     found = {kind: list(find_units(model, kind)) for kind in amounts}
-    for kind, units in found.items():
-        if not units:
+    for kind, listed in found.items():
+        if not listed:
             raise ValueError(f"the model has no {kind} to remove: {_what(model)}")
-    names = [u.name for units in found.values() for u in units]
-    wanted, unwanted = list(include or ()), list(exclude)
+    names = [units.name for listed in found.values() for units in listed]
+    wanted, unwanted = pattern_list("include", include), pattern_list("exclude", exclude)
     unmatched = [p for p in (*wanted, *unwanted) if not any(matches(name, p) for name in names)]
     if unmatched:
         raise ValueError(unmatched_error(unmatched, names))
@@ -108,8 +109,8 @@ def plan_shrink(
     if stray:
         raise ValueError(f"scores hold {stray[0]!r}, which has no such units; there are {', '.join(names)}")
     modules: dict[str, Kept] = {}
-    for kind, all_units in found.items():
-        for units in all_units:
+    for kind, listed in found.items():
+        for units in listed:
             is_in = include is None or any(matches(units.name, p) for p in wanted)
             if is_in and not any(matches(units.name, p) for p in unwanted):
                 own = _checked_scores(units, scores.get(units.name))

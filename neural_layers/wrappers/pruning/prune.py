@@ -100,7 +100,8 @@ def _checked(method: str, given: dict[str, Any]) -> dict[str, Any]:
     if method not in _OPTIONS:
         raise ValueError(f"method={method!r} must be one of {', '.join(_OPTIONS)}")
     if method == "n:m":
-        given = {**given, "amount": _without(given["amount"], given["pattern"] or _DEFAULTS["pattern"])}
+        _check_pattern(given["pattern"] or _DEFAULTS["pattern"], given["amount"])
+        given = {**given, "amount": None}
     for name, value in given.items():
         if value is not None and name not in _OPTIONS[method]:
             raise ValueError(f"{name}={value!r} is no option of method={method!r}; leave it out")
@@ -117,8 +118,8 @@ def _checked(method: str, given: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _without(amount: Any, pattern: Any) -> None:
-    """Check a pattern (n, m), and that an amount given besides is the one it has."""
+def _check_pattern(pattern: Any, amount: Any) -> None:
+    """Raise ValueError for a wrong pattern (n, m), and for an amount that is not the one it has."""
     whole = isinstance(pattern, (tuple, list)) and len(pattern) == 2 and all(isinstance(i, int) for i in pattern)
     if not whole or not 0 < pattern[0] < pattern[1]:
         raise ValueError(f"pattern={pattern!r} must be (n, m) with 0 < n < m: (2, 4), say")
