@@ -3,7 +3,7 @@
 Letters: B batch, S source length, T target length, D width, G key/value heads, K head width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from onnx import ModelProto, TensorProto
 
 from neural_layers.models.export.attention import FLOAT, Shared, context_keys, rms_norm
 from neural_layers.models.export.block import block
+from neural_layers.models.export.calibration import decoder_feed
 from neural_layers.models.export.graph import Graph
 from neural_layers.models.export.reference import Tolerance
 from neural_layers.models.export.session import PAST, Encoder, StateSession
@@ -88,8 +89,28 @@ def _decoder(model: Any, quantize: str | None) -> Graph:
     return g
 
 
+def cvm_feeds(
+    encoder: ModelProto, decoder: ModelProto, batches: Sequence[dict[str, np.ndarray]]
+) -> tuple[list[dict[str, np.ndarray]], Iterator[dict[str, np.ndarray]]]:
+    """Inputs of both graphs for calibration batches: the decoder attends to what the encoder's graph computes."""
+    feeds = [{"input_ids": b["input_ids"], "attention_mask": b["attention_mask"]} for b in batches]
+
+    def targets() -> Iterator[dict[str, np.ndarray]]:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(encoder.SerializeToString(), providers=["CPUExecutionProvider"])
+        names = [made.name for made in session.get_outputs()]
+        for batch, feed in zip(batches, feeds, strict=True):
+            cross = dict(zip(names, session.run(names, feed), strict=True))
+            mask = np.ones_like(batch["decoder_input_ids"])
+            ids, context = batch["decoder_input_ids"], batch["attention_mask"]
+            yield decoder_feed(decoder, ids, mask, context_mask=context, **cross)
+
+    return feeds, targets()
+
+
 def verify_cvm(
-    model: Any, encoder: Any, decoder: StateSession, allowed: Tolerance, tell: Callable[[Check], None]
+    model: Any, allowed: Tolerance, encoder: Any, decoder: StateSession, tell: Callable[[Check], None]
 ) -> list[Check]:
     """Compare the keys and values of the source, the logits and the decoder's cache with the model: sources and targets
     of each of `lengths`, targets in one piece and continued, for 1 row and for 3 with sources of different lengths.

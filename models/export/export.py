@@ -1,13 +1,18 @@
 """Exporting a model to a folder that is enough to serve it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from neural_layers.errors import InputError, require
 from neural_layers.models.export.blocks import BITS
+from neural_layers.models.export.calibration import decoder_feed, token_batches
 from neural_layers.models.export.folder import staged, travel_along, write_model
-from neural_layers.models.export.reference import quantized_layers, reference, tolerance
+from neural_layers.models.export.integer import SCHEMES, int8_reference, quantize_graph
+from neural_layers.models.export.reference import ALIKE, ROUNDED, Tolerance, quantized_layers, reference, tolerance
 from neural_layers.models.export.session import StateSession, open_session
 from neural_layers.models.export.verify import Check, verify_hybrid
 
@@ -20,6 +25,7 @@ def export_onnx(
     path: str | Path,
     *,
     quantize: str | None = None,
+    calibration: Iterable[Any] | None = None,
     verify: bool = True,
     tokenizer: Any = None,
     external_data: bool | None = None,
@@ -31,11 +37,16 @@ def export_onnx(
               `CVMForConditionalGeneration`: `encoder.onnx` and `decoder.onnx`. Computed in float32 whatever its dtype.
     path:     the folder, made where it is not there. It also gets config.json, generation_config.json and the
               tokenizer's files.
-    quantize: None for standard operators alone; "int8" or "int4" for weights in blocks of at most 64 that share a scale
-              (`MatMulNBits` and `GatherBlockQuantized` of ONNX Runtime)
+              Layers that are quantized (`neural_layers.wrappers.quantization`) go into the graph as their bits are,
+              see `products.py` and `tables.py`.
+    quantize: None; "int8" or "int4" for weights of a float model in blocks of at most 64 that share a scale
+              (`MatMulNBits` and `GatherBlockQuantized` of ONNX Runtime); "int8_dynamic" or "int8_static" for
+              products of integers, see `integer.py`
+    calibration: for int8_static, batches as `quantize` takes them: tensors of token ids (batch, length), or dicts or
+              tuples of the arguments of the model's forward; of a translator, with the targets
     verify:   compare logits and every state with the model at lengths 1, 2, 63, 64, 65, 128 and past each window,
               with and without a state before, for one row and for three with padding on the left. Quantized graphs are
-              compared with a copy of the model whose weights are rounded in the same way.
+              compared with a copy of the model that rounds in the same way (`reference.py`).
     tokenizer: one of transformers' (or its folder); by default the files beside the weights that the model came from
     external_data: weights in a file of their own; by default those of more than 2 GB
     tell:     is called with each `Check` as it is made
@@ -46,8 +57,13 @@ def export_onnx(
     cannot be exported and for an unknown `quantize`; ImportError without the extra `onnx`.
     """
     require("onnx", "onnxruntime", extra="onnx")
-    if quantize is not None and quantize not in BITS:
-        raise InputError(f"quantize={quantize!r} must be None, {', '.join(map(repr, BITS))}")
+    if quantize not in (None, *BITS, *SCHEMES):
+        raise InputError(f"quantize={quantize!r} must be None, {', '.join(map(repr, (*BITS, *SCHEMES)))}")
+    if (calibration is not None) != (quantize == "int8_static"):
+        need = (
+            "needs calibration, batches of token ids" if calibration is None else "takes no calibration; leave it out"
+        )
+        raise InputError(f"quantize={quantize!r} {need}")
     done = next(quantized_layers(model), None)
     if quantize is not None and done is not None:
         raise InputError(
@@ -58,15 +74,34 @@ def export_onnx(
     writers = {"HybridForCausalLM": _write_hybrid, "CVMForConditionalGeneration": _write_cvm}
     if kind not in writers:
         raise InputError(f"{kind} cannot be exported; exported are {' and '.join(writers)}")
+    batches = token_batches(model, calibration) if calibration is not None else []
+    plan = _Plan(quantize, verify, external_data, tell, batches)
     was_training = model.training
     model.eval()
     try:
         with staged(Path(path)) as stage:
-            checks = writers[kind](model, stage, quantize, verify, external_data, tell)
+            checks = writers[kind](model, stage, plan)
             travel_along(model, stage, tokenizer)
     finally:
         model.train(was_training)
     return checks
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a model is to be written. batches: of the calibration data, where the scheme asks for it."""
+
+    quantize: str | None
+    verify: bool
+    external: bool | None
+    tell: Callable[[Check], None]
+    batches: list[dict[str, np.ndarray]]
+
+    def expected(self, model: Any, *protos: Any) -> tuple[Any, Tolerance]:
+        """What the graphs are to equal, and how nearly."""
+        if self.quantize in SCHEMES:
+            return int8_reference(model, protos), ALIKE if self.quantize == "int8_static" else ROUNDED
+        return reference(model, self.quantize), tolerance(model, self.quantize)
 
 
 def describe(model: Any, kind: str, quantize: str | None) -> dict[str, Any]:
@@ -76,29 +111,31 @@ def describe(model: Any, kind: str, quantize: str | None) -> dict[str, Any]:
     return {"kind": kind, "quantize": quantize, "context": context, "config": signature}
 
 
-def _write_hybrid(
-    model: Any, stage: Path, quantize: str | None, verify: bool, external: bool | None, tell: Callable[[Check], None]
-) -> list[Check]:
+def _write_hybrid(model: Any, stage: Path, plan: _Plan) -> list[Check]:
     from neural_layers.models.export.hybrid import hybrid_graph
 
-    proto, tensors = hybrid_graph(model, quantize)
-    write_model(proto, stage / "model.onnx", describe(model, "causal_lm", quantize), external=external)
-    if not verify:
+    proto, tensors = hybrid_graph(model, plan.quantize)
+    if plan.quantize in SCHEMES:
+        feeds = [decoder_feed(proto, ids=b["input_ids"], mask=b["attention_mask"]) for b in plan.batches]
+        proto = quantize_graph(proto, plan.quantize, feeds)
+    write_model(proto, stage / "model.onnx", describe(model, "causal_lm", plan.quantize), external=plan.external)
+    if not plan.verify:
         return []
     session = StateSession(open_session(stage / "model.onnx"))
-    return verify_hybrid(reference(model, quantize), session, tensors, tolerance(model, quantize), tell)
+    return verify_hybrid(*plan.expected(model, proto), session, tensors, plan.tell)
 
 
-def _write_cvm(
-    model: Any, stage: Path, quantize: str | None, verify: bool, external: bool | None, tell: Callable[[Check], None]
-) -> list[Check]:
-    from neural_layers.models.export.cvm import cvm_graphs, verify_cvm
+def _write_cvm(model: Any, stage: Path, plan: _Plan) -> list[Check]:
+    from neural_layers.models.export.cvm import cvm_feeds, cvm_graphs, verify_cvm
 
-    encoder, decoder = cvm_graphs(model, quantize)
-    described = describe(model, "translator", quantize)
-    write_model(encoder, stage / "encoder.onnx", described, external=external)
-    write_model(decoder, stage / "decoder.onnx", described, external=external)
-    if not verify:
+    protos = cvm_graphs(model, plan.quantize)
+    if plan.quantize in SCHEMES:
+        feeds = cvm_feeds(*protos, plan.batches)
+        protos = quantize_graph(protos[0], plan.quantize, feeds[0]), quantize_graph(protos[1], plan.quantize, feeds[1])
+    described = describe(model, "translator", plan.quantize)
+    write_model(protos[0], stage / "encoder.onnx", described, external=plan.external)
+    write_model(protos[1], stage / "decoder.onnx", described, external=plan.external)
+    if not plan.verify:
         return []
     sessions = open_session(stage / "encoder.onnx"), StateSession(open_session(stage / "decoder.onnx"))
-    return verify_cvm(reference(model, quantize), *sessions, tolerance(model, quantize), tell)
+    return verify_cvm(*plan.expected(model, *protos), *sessions, plan.tell)

@@ -44,9 +44,9 @@ def lengths(context: int, windows: Sequence[int]) -> list[int]:
 
 def verify_hybrid(
     model: Any,
+    allowed: Tolerance,
     session: StateSession,
     tensors: Sequence[StateTensor],
-    allowed: Tolerance,
     tell: Callable[[Check], None] = lambda check: None,
 ) -> list[Check]:
     """Compare logits and states at each of `lengths`, with and without a state before, for 1 row and 3 with padding.

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from neural_layers.models.export.blocks import BITS, Blocks
+from neural_layers.models.export.blocks import BITS, FEWEST, Blocks
 from neural_layers.models.export.graph import Graph
-from neural_layers.models.export.products import Product, array, is_plain, product_of
+from neural_layers.models.export.integer import HEAD, SCHEMES
+from neural_layers.models.export.products import FLOAT, Product, array, is_plain, product_of
 from neural_layers.models.export.tables import embed_rows
+from neural_layers.quantized_embedding import EmbeddingInt8
 
 __all__ = ["Weights", "array"]
 
@@ -21,11 +23,13 @@ __all__ = ["Weights", "array"]
 class Weights:
     """Writes the linear layers and embeddings of a model.
 
-    model: whose names the stored weights get. quantize: None, or "int8" or "int4" for blocks.
+    model: whose names the stored weights get. quantize: None; "int8" or "int4" for blocks; or one of `integer.SCHEMES`
+    for what `integer.quantize_graph` takes: embeddings in 8 bits, linear layers in float32.
     """
 
     def __init__(self, model: nn.Module, quantize: str | None) -> None:
         self._blocks = Blocks(BITS[quantize]) if quantize in BITS else None
+        self._is_integer = quantize in SCHEMES
         self._names = {id(module): name for name, module in model.named_modules()}
 
     def name(self, module: nn.Module) -> str:
@@ -61,6 +65,8 @@ class Weights:
             rows = self._blocks.embed(g, ids, name, array(embedding.weight))
             if rows is not None:
                 return rows
+        if self._is_integer and embedding.embedding_dim >= FEWEST:
+            embedding = EmbeddingInt8.from_embedding(embedding)
         return embed_rows(g, ids, name, embedding)
 
     def head(self, g: Graph, x: str, head: Any, embedding: Any) -> str:
@@ -68,6 +74,8 @@ class Weights:
         product = self._product(head)
         if getattr(head, "weight", None) is not embedding.weight:
             return self.linear(g, x, head)
+        if self._is_integer:  # its codes are found to be those of the table's rows, and stored once, when there are any
+            return self._biased(g, FLOAT.multiply(g, x, self.name(embedding) + ".weight" + HEAD, [head], False), [head])
         y = product.multiply(g, x, self.name(embedding) + ".weight", [head], True)
         return self._biased(g, y, [head])
 

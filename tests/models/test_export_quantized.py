@@ -71,8 +71,10 @@ def quantized(model: Any, scheme: str) -> Any:
     return model
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("build", [hybrid, translator])
+@pytest.mark.parametrize(
+    ("build", "scheme"),
+    [*((hybrid, scheme) for scheme in SCHEMES), *((translator, scheme) for scheme in ("int8_static", "int4", "nf4"))],
+)
 def test_quantized_models_compute_as_in_pytorch_at_all_lengths(build: Any, scheme: str, tmp_path: Path) -> None:
     model = quantized(build(), scheme)
     checks = export_onnx(model, tmp_path)
