@@ -51,7 +51,9 @@ def test_all_contenders_compute_the_same_and_give_gradients(case: Case) -> None:
             expected = output if expected is None else expected
             error = (output - expected).abs().max() / expected.abs().max()
             assert error <= case.largest_difference["cpu"], name
-            assert len(call.leaves) == len(case.leaves), name
+            # a layer's own weights may train besides
+            assert len(call.leaves) >= len(case.leaves), name
+            assert bool(call.leaves) == bool(case.leaves), name
             if call.leaves:
                 _, grads = forward_backward(call)()
                 assert [grad.shape for grad in grads] == [leaf.shape for leaf in call.leaves], name
