@@ -127,8 +127,8 @@ def test_a_zero_that_is_not_pruned_is_told_from_those_that_are(tmp_path) -> None
 def test_trainer_of_transformers_prunes_and_continues(tmp_path) -> None:
     data = [{"input_ids": ids, "labels": ids} for ids in torch.randint(0, 12, (32, 7))]
 
-    def build() -> Trainer:
-        args = arguments(tmp_path, restore_callback_states_from_checkpoint=True)
+    def build(restores: bool = True) -> Trainer:
+        args = arguments(tmp_path, restore_callback_states_from_checkpoint=restores, gradient_accumulation_steps=2)
         callback = PruningCallback(SCHEDULE, "ln_structured", exclude=["x_proj"])
         return Trainer(model=make_model(), args=args, train_dataset=data, callbacks=[callback])
 
@@ -139,6 +139,20 @@ def test_trainer_of_transformers_prunes_and_continues(tmp_path) -> None:
     continued = build()
     continued.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert all(torch.equal(mask, masks(continued.model)[name]) for name, mask in pruned.items())
+    with pytest.raises(ValueError, match="set restore_callback_states_from_checkpoint=True"):
+        build(restores=False).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+
+
+def test_a_pruned_model_that_is_loaded_goes_on_as_one(tmp_path) -> None:
+    model = make_model()
+    prune(model, "l1", 0.3)
+    model.save_pretrained(tmp_path / "pruned")
+    loaded = HybridForCausalLM.from_pretrained(tmp_path / "pruned")
+    trainer, callback = make_trainer(tmp_path, PruningCallback(PruningSchedule(0.5, 1, 1, start=2)), loaded)
+    trainer.train()
+    assert callback.reports[2].sparsity == pytest.approx(0.5, abs=0.01)
+    before = masks(model)
+    assert all(not (mask & ~before[name]).any() for name, mask in masks(loaded).items())
 
 
 @given(
