@@ -94,6 +94,18 @@ def load_labelled(
     return ClassificationData(classes, **splits)
 
 
+def read_texts(path: Path, classes: Sequence[str], fields: Fields) -> LabelledTexts:
+    """The labelled texts of one file, or of the test file of a folder, whose labels are of these classes.
+
+    Raises InputError as `load_labelled`, and for a file without texts.
+    """
+    names = tuple(classes)
+    rows = _read([("data", _file(path, "test"))], {"data": LabelMap(_own_names(path, names), None)}, fields)
+    if not rows:
+        raise InputError(f"{path} holds no labelled texts; give at least one")
+    return _numbered(rows, names)
+
+
 _Named = tuple[str, str, str, Row]  # dataset, text, class, row
 
 

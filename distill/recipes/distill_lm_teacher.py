@@ -101,7 +101,7 @@ def load_teacher(folder: Path, context: int) -> Any:
         check_model_folder(folder)
         model = load_model(folder).float()
     else:
-        model = teacher_of(_load_transformers(folder))
+        model = teacher_of(load_transformers(folder))
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest is not None and context > longest:
         raise InputError(f"--context {context} is longer than the {longest} tokens that the teacher in {folder} reads")
@@ -111,10 +111,11 @@ def load_teacher(folder: Path, context: int) -> Any:
 def teacher_of(model: Any) -> TransformersTeacher:
     """A model of transformers as a teacher; whether it packs and has a linear head is tried out on a few tokens."""
     kind = LinearHeadTeacher if _has_linear_head(model.eval()) else TransformersTeacher
-    return kind(model, packs=_packs(model))
+    return kind(model, packs=packs_documents(model))
 
 
-def _load_transformers(folder: Path) -> Any:
+def load_transformers(folder: Path) -> Any:
+    """The causal language model of transformers in `folder`, in float32; raises InputError as `load_teacher`."""
     kind = model_type(folder)
     check_weights(folder)
     try:
@@ -148,7 +149,7 @@ def _some_tokens(model: Any) -> Tensor:
 
 
 @torch.no_grad()
-def _packs(model: Any) -> bool:
+def packs_documents(model: Any) -> bool:
     """Whether restarting positions keep two documents apart, judged by what the first does to the second without."""
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return False

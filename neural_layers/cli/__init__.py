@@ -9,7 +9,20 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from neural_layers.cli import bench, chat, convert, distill, evaluate, export, generate, lora, prune, search, train
+from neural_layers.cli import (
+    bench,
+    chat,
+    convert,
+    distill,
+    evaluate,
+    export,
+    generate,
+    lora,
+    prune,
+    quantize,
+    search,
+    train,
+)
 from neural_layers.errors import InputError
 
 
@@ -24,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = _Parser(prog="neural-layers", description="Transformer blocks, distilled and compressed.")
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (bench, chat, convert, distill, evaluate, export, generate, lora, prune, search, train):
+    for command in (bench, chat, convert, distill, evaluate, export, generate, lora, prune, quantize, search, train):
         command.add(subcommands)
     return parser
 

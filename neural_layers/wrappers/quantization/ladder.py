@@ -96,13 +96,18 @@ class Ladder:
         return tensor_bytes(nn.ModuleList(model.get_submodule(name) for name in self._group(layer, rung)))
 
 
+def rung_options(rung: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `quantize` for a rung."""
+    return dict(rung) if isinstance(rung, Mapping) else dict(SHORT.get(rung, {"scheme": rung}))
+
+
 def _checked(rungs: Sequence[str | Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """{name: arguments of quantize}. Raises ValueError for rungs that are none, or not from above."""
     if isinstance(rungs, (str, Mapping)) or not rungs:
         raise ValueError(f"ladder={rungs!r} must be a sequence of at least one rung, such as ('bf16', 'int8', 'nf4')")
     found: dict[str, dict[str, Any]] = {}
     for rung in rungs:
-        options = dict(rung) if isinstance(rung, Mapping) else SHORT.get(rung, {"scheme": rung})
+        options = rung_options(rung)
         name = rung if isinstance(rung, str) else " ".join(str(value) for value in options.values())
         if options.get("scheme") == "int8_qat":
             raise ValueError("int8_qat is no rung: a layer prepared for training is not smaller; take int8")
