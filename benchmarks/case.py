@@ -125,6 +125,7 @@ class Case:
     compare: as in `Call`
     largest_difference: above this share of the largest output, contenders do not compute the same
     untimed: the reason in words why only memory is measured at a size with an effort, or None
+    no_memory: the reason in words why memory is not measured, or ""
     """
 
     name: str
@@ -144,6 +145,7 @@ class Case:
     compare: Callable[[Any], Tensor] = Call.compare
     largest_difference: Mapping[str, float] = field(default_factory=lambda: {"cpu": 1e-3, "cuda": 5e-2})
     untimed: Callable[[Size, str], str | None] = always
+    no_memory: str = ""
 
     def sizes(self, effort: str, device: str) -> tuple[Size, ...]:
         """The sizes for `tiny`, `quick` or `full`."""

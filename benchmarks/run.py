@@ -156,6 +156,8 @@ class _Runner:
         return {"contenders": contenders, "limit": limit, "untimed": untimed}
 
     def _memory(self, case: Case, size: Size, name: str, call: Call, backward: bool) -> Peaks:
+        if case.no_memory:
+            return {"unmeasured": case.no_memory}
         if self.server is None:
             return cuda_peaks(call, backward=backward)
         return self.server.peaks(case, size, name, backward=backward, seconds=SECONDS[self.effort])

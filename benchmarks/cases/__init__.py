@@ -12,6 +12,8 @@ from neural_layers.benchmarks.cases import (
     linear,
     linear_cross_entropy,
     linear_kl_div,
+    lora,
+    quantized_models,
     rms_norm,
     selective_scan,
     ssd_scan,
@@ -22,6 +24,7 @@ from neural_layers.errors import InputError
 _FILES = (
     selective_scan, ssd_scan, causal_conv1d, flash_attention, apply_rotary, rms_norm, gates, four_bit, linear,
     linear_cross_entropy, linear_kl_div, decode, train_step,
+    quantized_models, lora,
 )  # fmt: skip
 
 CASES: dict[str, Case] = {case.name: case for file in _FILES for case in file.CASES}
