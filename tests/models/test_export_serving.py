@@ -23,6 +23,7 @@ from neural_layers.models.export.sampling import GenerationOptions, choose
 from neural_layers.models.export.stepper import Stepper
 from neural_layers.models.export.text import TextPieces
 from neural_layers.models.hybrid import HybridForCausalLM
+from neural_layers.wrappers.quantization import quantize
 from tests.models.test_export import build
 
 EOS = 3
@@ -325,8 +326,8 @@ def test_a_translator_gives_the_tokens_of_pytorch(overrides: dict[str, bool], tm
     np.testing.assert_array_equal(served.generate(ids, max_new_tokens=25), wanted.numpy())
     rows = [row[row != 0].tolist() for row in ids]
     np.testing.assert_array_equal(served.generate(rows, max_new_tokens=25), wanted.numpy())
-    for quantize in ("int8", "int4"):
-        assert export_onnx(model, tmp_path / quantize, quantize=quantize)
+    for bits in ("int8", "int4"):
+        assert export_onnx(model, tmp_path / bits, quantize=bits)
     with pytest.raises(InputError, match="a source of 141 tokens is longer than the context of 140; split it"):
         served.generate([5] * 141)
     with pytest.raises(InputError, match="there is no model.onnx"):
@@ -341,13 +342,38 @@ def test_a_wrong_translator_is_found(tmp_path: Path, monkeypatch: Any) -> None:
 
 
 def test_the_command_exports_and_tells_what_was_verified(folder: Path, tmp_path: Path, capsys: Any) -> None:
-    assert cli.main(["export", str(folder), "--out", str(tmp_path / "out"), "--quantize", "int4"]) == 0
+    arguments = ["export", str(folder), "--out", str(tmp_path / "out"), "--quantize", "int4", "--rounds", "2"]
+    assert cli.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "HybridForCausalLM, opset 23, int4" in printed
     lines = [line.split() for line in printed.splitlines()]
     assert [line[0] for line in lines if line and line[0].isdigit()] == ["1", "2", "10", "63", "64", "65", "121"]
     assert f"MB  {tmp_path / 'out' / 'model.onnx'}" in printed
     assert isinstance(OnnxModel(tmp_path / "out").generate("a", max_new_tokens=2), str)
+    forms = [line for line in printed.splitlines() if line.startswith(("PyTorch", "ONNX"))]
+    assert [" ".join(form.split()[:2]) for form in forms] == ["PyTorch float32", "ONNX float32", "ONNX int4"]
+    ratios = [float(form.split()[3]) for form in forms]
+    assert ratios[0] == 1
+    assert ratios[2] > 2 * ratios[1]
+
+
+def test_the_command_calibrates_on_a_file_and_exports_quantized_folders(
+    folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "text.txt").write_text("What is read when it serves. " * 20)
+    out = ["--out", str(tmp_path / "static"), "--quantize", "int8_static", "--rounds", "0"]
+    assert cli.main(["export", str(folder), *out, "--calibration", str(tmp_path / "text.txt")]) == 0
+    assert "int8_static, then comparing it with PyTorch" in capsys.readouterr().out
+    model = HybridForCausalLM.from_pretrained(folder)
+    quantize(model, "nf4", double_quant=True)
+    model.save_pretrained(tmp_path / "nf4")
+    shutil.copy(folder / "tokenizer.json", tmp_path / "nf4")
+    assert cli.main(["export", str(tmp_path / "nf4"), "--out", str(tmp_path / "own"), "--rounds", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "opset 23, nf4, then" in printed
+    assert [line.split()[1] for line in printed.splitlines() if line.startswith(("PyTorch", "ONNX"))] == ["nf4"] * 2
+    assert cli.main(["export", str(tmp_path / "nf4"), "--out", str(tmp_path / "twice"), "--quantize", "int8"]) == 2
+    assert "quantize='int8' is for a float model" in capsys.readouterr().err
 
 
 def test_the_command_answers_bad_input_in_one_line(folder: Path, tmp_path: Path, capsys: Any) -> None:
@@ -363,6 +389,9 @@ def test_the_command_answers_bad_input_in_one_line(folder: Path, tmp_path: Path,
         ([str(tmp_path / "torn"), *out], "cannot be read"),
         ([str(folder), "--task", "translation", *out], "--task translation needs 'cvm'"),
         ([str(folder), "--quantize", "int3", *out], "invalid choice: 'int3'"),
+        ([str(folder), "--quantize", "int8_static", *out], "--calibration FILE is for --quantize int8_static"),
+        ([str(folder), "--quantize", "int8_static", "--calibration", "none.txt", *out], "none.txt cannot be read"),
+        ([str(folder), "--double-quant", *out], "--double-quant is for --quantize nf4 and fp4"),
     ]
     for arguments, message in cases:
         assert cli.main(["export", *arguments]) == 2
