@@ -6,7 +6,6 @@ gate's threshold.
 
 from neural_layers.distill.compression.compress import Compressed, compress, predictor
 from neural_layers.distill.compression.measure import Threshold, measure_compressed
-from neural_layers.distill.compression.packed import load_packed
 from neural_layers.distill.compression.variants import DESCRIPTIONS, check_variants
 
 __all__ = [
@@ -15,7 +14,6 @@ __all__ = [
     "Threshold",
     "check_variants",
     "compress",
-    "load_packed",
     "measure_compressed",
     "predictor",
 ]

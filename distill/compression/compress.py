@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from neural_layers.distill.compression.packed import packed_copy, save_packed
-from neural_layers.distill.compression.variants import DESCRIPTIONS, ONNX_WEIGHTS, check_variants
+from neural_layers.distill.compression.variants import DESCRIPTIONS, ONNX_WEIGHTS, SCHEMES, check_variants
 from neural_layers.errors import InputError
+from neural_layers.wrappers.modules import tensor_bytes
+from neural_layers.wrappers.quantization import quantize, save_quantized
 
 STUDENT = "student"  # the name of the form that is not compressed
 BATCH = 32
@@ -78,7 +78,7 @@ def _student(student: Any, tokenizer: Any, kind: str, folder: Path | None, batch
     size = None if folder is None else _files(folder)
     dtype = str(next(student.parameters()).dtype).removeprefix("torch.")
     note = f"as trained, {dtype}"
-    return Compressed(STUDENT, predictor(student, tokenizer, kind, batch_size), None, size, held(student), note)
+    return Compressed(STUDENT, predictor(student, tokenizer, kind, batch_size), None, size, tensor_bytes(student), note)
 
 
 def _make(name: str, student: Any, tokenizer: Any, target: Path, kind: str, batch_size: int) -> Compressed:
@@ -90,16 +90,26 @@ def _make(name: str, student: Any, tokenizer: Any, target: Path, kind: str, batc
         export_onnx(student, target, quantize=ONNX_WEIGHTS[name], tokenizer=tokenizer)
         model, memory = ServedTranslator(target), weight_bytes(target)
     else:
-        if name == "nf4":
-            model = packed_copy(student)
-            save_packed(model, target)
-        else:
-            model = copy.deepcopy(student).to(torch.bfloat16).eval()
-            model.save_pretrained(target)
+        model = made_in_torch(name, student, target)
         tokenizer.save_pretrained(target)
-        memory = held(model)
+        memory = tensor_bytes(model)
     predict = predictor(model, tokenizer, kind, batch_size)
     return Compressed(name, predict, target, _files(target), memory, DESCRIPTIONS[name])
+
+
+def made_in_torch(name: str, student: Any, target: Path) -> Any:
+    """The form of that name of a transformers model, saved in `target`, from where `from_pretrained` loads it.
+
+    Raises ValueError where `quantize` finds no layer for it.
+    """
+    model = copy.deepcopy(student).eval()
+    if name in SCHEMES:
+        quantize(model, SCHEMES[name])
+        save_quantized(model, target)
+    else:
+        model = model.to(torch.bfloat16)
+        model.save_pretrained(target)
+    return model
 
 
 def predictor(model: Any, tokenizer: Any, kind: str, batch_size: int = BATCH) -> Callable[[Sequence[str]], Any]:
@@ -136,12 +146,6 @@ def _logits(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: int) -
     back = torch.empty(len(order), dtype=torch.int64)
     back[torch.tensor(order)] = torch.arange(len(order))
     return logits[back].numpy()
-
-
-def held(model: nn.Module) -> int:
-    """Bytes of a model's parameters and buffers; what several modules share counts once."""
-    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _files(folder: Path) -> int:

@@ -6,14 +6,18 @@ from neural_layers.errors import InputError, require
 
 DESCRIPTIONS = {
     "bf16": "every weight in bfloat16",
-    "nf4": "linear layers in 4 bits (NF4, blocks of 64); embeddings and the head as trained",
+    "int8": "linear layers and embeddings in 8 bits",
+    "int4": "linear layers and embeddings in 4 bits (affine, groups of 64)",
+    "nf4": "linear layers and embeddings in 4 bits (NF4, blocks of 64)",
     "onnx": "a float32 graph, run by ONNX Runtime",
     "onnx-int8": "a graph with weights in 8 bits, run by ONNX Runtime",
     "onnx-int4": "a graph with weights in 4 bits, run by ONNX Runtime",
 }
 # What `export_onnx` calls the weights of a graph.
 ONNX_WEIGHTS: dict[str, str | None] = {"onnx": None, "onnx-int8": "int8", "onnx-int4": "int4"}
-OFFERED = {"translation": tuple(DESCRIPTIONS), "classification": ("bf16", "nf4")}
+# What `quantize` calls the weights of a form in torch.
+SCHEMES = {"int8": "int8_dynamic", "int4": "int4", "nf4": "nf4"}
+OFFERED = {"translation": tuple(DESCRIPTIONS), "classification": ("bf16", *SCHEMES)}
 
 
 def check_variants(variants: str | Sequence[str], kind: str) -> list[str]:

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from neural_layers.distill.compression.compress import held
 from neural_layers.distill.recipes.trained import Trained
 from neural_layers.distill.validation import Measure, ratio_interval
 from neural_layers.distill.validation.recording import scores
+from neural_layers.wrappers.modules import tensor_bytes
 
 
 def described_models(
@@ -27,7 +27,7 @@ def described_models(
             "architecture": type(getattr(model, "wrapped", model)).__name__,
             "parameters": sum(p.numel() for p in model.parameters()),
             "file_bytes": sum(file.stat().st_size for file in folders[name].glob("*.safetensors")),
-            "memory_bytes": held(model),
+            "memory_bytes": tensor_bytes(model),
             "latency_ms": latency[name],
             "throughput": throughput[name],
             "quality": scores(measures[name]),

@@ -1,6 +1,5 @@
 """Compressed forms of a language model, each asked as the student is: for the loss of a text's windows."""
 
-import copy
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from neural_layers.distill.compression.compress import STUDENT, Compressed, held
-from neural_layers.distill.compression.packed import packed_copy, save_packed
+from neural_layers.distill.compression.compress import STUDENT, Compressed, made_in_torch
 from neural_layers.distill.compression.variants import DESCRIPTIONS, ONNX_WEIGHTS
 from neural_layers.distill.recipes.distill_lm_validation import LanguageTest, score
 from neural_layers.distill.text.packing import Packed
 from neural_layers.distill.validation.measures import Array
 from neural_layers.errors import InputError, require
+from neural_layers.wrappers.modules import tensor_bytes
 
 
 def check_forms(variants: str) -> list[str]:
@@ -43,7 +42,9 @@ def compress_language_model(
     the reason as its note.
     """
     size = _bytes(folder / STUDENT)
-    forms = {STUDENT: Compressed(STUDENT, reader(student, test), None, size, held(student), "as trained, float32")}
+    forms = {
+        STUDENT: Compressed(STUDENT, reader(student, test), None, size, tensor_bytes(student), "as trained, float32")
+    }
     for name in names:
         tell(f"{name}: {DESCRIPTIONS[name]}")
         target = folder / "compressed" / name
@@ -77,15 +78,9 @@ def _made(name: str, student: Any, tokenizer: Any, target: Path, test: LanguageT
             weight_bytes(target),
             DESCRIPTIONS[name],
         )
-    model: Any
-    if name == "nf4":
-        model = packed_copy(student)
-        save_packed(model, target)
-    else:
-        model = copy.deepcopy(student).to(torch.bfloat16).eval()
-        model.save_pretrained(target)
+    model = made_in_torch(name, student, target)
     tokenizer.save_pretrained(target)
-    return Compressed(name, reader(model, test), target, _bytes(target), held(model), DESCRIPTIONS[name])
+    return Compressed(name, reader(model, test), target, _bytes(target), tensor_bytes(model), DESCRIPTIONS[name])
 
 
 def _by_graph(served: Any, windows: Sequence[Any]) -> Array:

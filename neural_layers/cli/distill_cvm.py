@@ -46,7 +46,9 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--student-{name}", type=int, metavar="N", help="of the student, instead of the preset's")
     group.add_argument("--baseline", action="store_true", help="also train the student without the teacher")
     group.add_argument(
-        "--compress", metavar="NAMES", help="forms of the student to measure: bf16, nf4, onnx, onnx-int8, onnx-int4"
+        "--compress",
+        metavar="NAMES",
+        help="forms to measure: bf16, int8, int4, nf4, onnx, onnx-int8, onnx-int4",
     )
 
 

@@ -67,7 +67,9 @@ def _add_student(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dropout", type=float, default=0.0, metavar="P")
     group.add_argument("--baseline", action="store_true", help="also train the student without the teacher")
     group.add_argument(
-        "--compress", metavar="NAMES", help="forms to measure, by commas: bf16, nf4, onnx, onnx-int8, onnx-int4"
+        "--compress",
+        metavar="NAMES",
+        help="forms to measure: bf16, int8, int4, nf4, onnx, onnx-int8, onnx-int4",
     )
 
 

@@ -86,7 +86,7 @@ def _add_student(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--dropout", type=float, default=0.1, metavar="P", help="of hybrids; default: 0.1")
     group.add_argument("--baseline", action="store_true", help="also train the student without the teacher")
-    group.add_argument("--compress", metavar="NAMES", help="forms of the student to measure: bf16, nf4, by commas")
+    group.add_argument("--compress", metavar="NAMES", help="forms of the student to measure: bf16, int8, int4, nf4")
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:

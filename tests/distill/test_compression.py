@@ -17,15 +17,15 @@ from neural_layers.distill.compression import (
     Threshold,
     check_variants,
     compress,
-    load_packed,
     measure_compressed,
     predictor,
 )
-from neural_layers.distill.compression.packed import packable, packed_copy
 from neural_layers.distill.validation.translation import translate
 from neural_layers.errors import InputError
 from neural_layers.linear_4bit import Linear4bit
 from neural_layers.models.cvm import CVMConfig, CVMForConditionalGeneration
+from neural_layers.wrappers.modules import tensor_bytes
+from neural_layers.wrappers.quantization import quantize
 
 TEXTS = ["Guten Tag", "ja", "Das ist ein Haus.", "nein danke"]
 
@@ -64,7 +64,7 @@ def classifier() -> Qwen2ForSequenceClassification:
 @pytest.fixture(scope="module")
 def forms(translator: CVMForConditionalGeneration, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("forms")
-    return compress(translator, _tokenizer(), "bf16,nf4,onnx,onnx-int8", folder, "translation")
+    return compress(translator, _tokenizer(), "bf16,int8,nf4,onnx,onnx-int8", folder, "translation")
 
 
 def test_a_graph_translates_as_the_student_does(forms: dict[str, Any], translator: Any) -> None:
@@ -74,48 +74,38 @@ def test_a_graph_translates_as_the_student_does(forms: dict[str, Any], translato
     assert forms["onnx"].predict(TEXTS) == expected
 
 
-def test_packed_layers_compute_with_the_rounded_weights(translator: Any) -> None:
-    packed, rounded = packed_copy(translator), copy.deepcopy(translator)
-    names = [name for name, module in packed.named_modules() if isinstance(module, Linear4bit)]
-    assert sorted(names) == sorted(
-        name for name, module in rounded.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"
-    )
-    for name in names:
-        layer = packed.get_submodule(name)
-        with torch.no_grad():  # a layer of the identity shows its weight
-            rounded.get_submodule(name).weight.copy_(layer(torch.eye(layer.in_features)).T - 0.0)
-    batch = _tokenizer()(TEXTS, return_tensors="pt", padding=True)
-    logits = [m(**batch, labels=batch["input_ids"]).logits for m in (packed, rounded, translator)]
-    torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)
-    assert (logits[0] - logits[2]).abs().max() > 1e-2
+@pytest.mark.parametrize(("name", "scheme"), [("int8", "int8_dynamic"), ("nf4", "nf4")])
+def test_a_form_in_fewer_bits_is_what_quantize_makes_and_loads_from_its_folder(name, scheme, forms, translator) -> None:
+    expected = copy.deepcopy(translator)
+    quantize(expected, scheme)
+    assert forms[name].predict(TEXTS) == translate(expected, _tokenizer(), TEXTS)
+    loaded = CVMForConditionalGeneration.from_pretrained(forms[name].folder).eval()
+    state = loaded.state_dict()
+    assert state.keys() == expected.state_dict().keys()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in expected.state_dict().items())
+    assert loaded.lm_head.weight.data_ptr() == loaded.shared.weight.data_ptr()
+    assert not any(isinstance(module, Linear4bit) for module in translator.modules()), "the student stays"
 
 
-def test_tied_weights_stay_tied_and_are_written_once(forms: dict[str, Any], translator: Any) -> None:
-    folder = forms["nf4"].folder
-    with safe_open(folder / "model.safetensors", "pt") as file:
+def test_tied_weights_are_written_once(forms: dict[str, Any]) -> None:
+    with safe_open(forms["nf4"].folder / "model.safetensors", "pt") as file:
         names = set(file.keys())
     assert "shared.weight" in names
     assert names.isdisjoint({"lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"})
-    loaded = load_packed(folder, CVMForConditionalGeneration)
-    assert loaded.lm_head.weight is loaded.shared.weight
-    assert translate(loaded, _tokenizer(), TEXTS) == forms["nf4"].predict(TEXTS)
-    assert not any(isinstance(module, Linear4bit) for module in translator.modules())
-    for name, weight in loaded.state_dict().items():
-        if name.endswith("weight.absmax"):
-            assert weight.dtype == torch.float32
 
 
 def test_sizes_are_those_of_the_files_and_of_the_weights(forms: dict[str, Any], translator: Any) -> None:
     weights = sum(p.numel() for p in translator.parameters())
     assert forms["student"].memory_bytes == 4 * weights
     assert forms["bf16"].memory_bytes == 2 * weights
-    packed = sum(m.weight.numel() for m in translator.modules() if isinstance(m, nn.Linear)) - 259 * 64
-    # Half a byte for each packed weight and 4 bytes for each 64 of them.
-    assert forms["nf4"].memory_bytes == 4 * (weights - packed) + packed // 2 + packed // 64 * 4
-    for name in ("bf16", "nf4"):
+    for name, least in (("int8", 3.4), ("nf4", 6.0)):
+        expected = copy.deepcopy(translator)
+        quantize(expected, {"int8": "int8_dynamic"}.get(name, name))
+        assert forms[name].memory_bytes == tensor_bytes(expected) < 4 * weights / least
+    for name in ("bf16", "int8", "nf4"):
         size = (forms[name].folder / "model.safetensors").stat().st_size
         assert forms[name].file_bytes == size
-        assert forms[name].memory_bytes <= size <= forms[name].memory_bytes + 20_000
+        assert forms[name].memory_bytes <= size <= forms[name].memory_bytes + 30_000
     graphs = [forms[name].folder / f"{part}.onnx" for name in ("onnx", "onnx-int8") for part in ("encoder", "decoder")]
     assert forms["onnx"].file_bytes == sum(path.stat().st_size for path in graphs[:2])
     assert forms["onnx-int8"].memory_bytes < 0.4 * forms["onnx"].memory_bytes
@@ -147,21 +137,17 @@ def test_each_form_goes_through_the_evaluation_and_the_threshold(forms: dict[str
 
 
 def test_a_form_that_cannot_be_made_is_told_and_fails(tmp_path: Path, classifier: Any) -> None:
-    class Headless(nn.Module):
-        """A model of which no layer can be packed."""
+    class Bare(nn.Module):
+        """A model without a layer that can be quantized."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.head = nn.Linear(2, 2)
-            self.base_model = nn.Identity()
-
-        def get_output_embeddings(self) -> nn.Module:
-            return self.head
+            self.norm = nn.LayerNorm(2)
 
     told: list[str] = []
-    forms = compress(Headless(), _tokenizer(), ["nf4"], tmp_path, "classification", tell=told.append)
+    forms = compress(Bare(), _tokenizer(), ["nf4"], tmp_path, "classification", tell=told.append)
     assert forms["nf4"].predict is None
-    assert told[-1] == "nf4 could not be made: Headless has no linear layers besides its head; leave nf4 out"
+    assert told[-1].startswith("nf4 could not be made: no layer is left to quantize")
     assert list(tmp_path.iterdir()) == []
     forms["student"] = compress(classifier, _tokenizer(), ["bf16"], tmp_path, "classification")["student"]
     entries = measure_compressed(
@@ -172,15 +158,14 @@ def test_a_form_that_cannot_be_made_is_told_and_fails(tmp_path: Path, classifier
 
 
 def test_a_classifiers_logits_do_not_depend_on_the_batch(classifier: Any, tmp_path: Path) -> None:
-    forms = compress(classifier, _tokenizer(), "nf4,bf16", tmp_path, "classification", batch_size=2)
+    forms = compress(classifier, _tokenizer(), "nf4,bf16,int8", tmp_path, "classification", batch_size=2)
     alone = np.concatenate([forms["student"].predict([text]) for text in TEXTS])
     np.testing.assert_allclose(forms["student"].predict(TEXTS), alone, atol=1e-5)
-    assert "score" not in packable(classifier)
-    assert len(packable(classifier)) == 14
-    reloaded = load_packed(tmp_path / "nf4", Qwen2ForSequenceClassification)
-    expected = forms["nf4"].predict(TEXTS)
-    np.testing.assert_allclose(predictor(reloaded, _tokenizer(), "classification")(TEXTS), expected, atol=1e-5)
-    for name, most in (("bf16", 0.02), ("nf4", 0.2)):
+    for name in ("int8", "nf4"):
+        reloaded = Qwen2ForSequenceClassification.from_pretrained(tmp_path / name)
+        found = predictor(reloaded, _tokenizer(), "classification")(TEXTS)
+        np.testing.assert_allclose(found, forms[name].predict(TEXTS), atol=1e-5)
+    for name, most in (("bf16", 0.02), ("int8", 0.05), ("nf4", 0.4)):
         error = np.abs(forms[name].predict(TEXTS) - alone).max() / np.abs(alone).max()
         assert 0 < error < most
 
@@ -188,11 +173,15 @@ def test_a_classifiers_logits_do_not_depend_on_the_batch(classifier: Any, tmp_pa
 @pytest.mark.parametrize(
     ("given", "kind", "message"),
     [
-        ("int8", "translation", "no compressed form 'int8' for translation; there are bf16, nf4, onnx, onnx-int8"),
+        ("int9", "translation", "no compressed form 'int9' for translation; there are bf16, int8, int4, nf4, onnx"),
         ("nf4,", "translation", "no compressed form ''"),
         ("nf4,nf4", "translation", "nf4 is given twice"),
-        ("nf4,onnx-int8", "classification", "classifiers are not exported to ONNX yet; there are bf16, nf4"),
-        ([], "classification", "no compressed form is given; there are bf16, nf4"),
+        (
+            "nf4,onnx-int8",
+            "classification",
+            "are not exported to ONNX yet; there are bf16, int8, int4, nf4",
+        ),
+        ([], "classification", "no compressed form is given; there are bf16, int8, int4, nf4"),
     ],
 )
 def test_a_wrong_name_is_refused_with_those_there_are(given: Any, kind: str, message: str) -> None:
@@ -202,12 +191,3 @@ def test_a_wrong_name_is_refused_with_those_there_are(given: Any, kind: str, mes
 
 def test_names_are_read_in_their_order() -> None:
     assert check_variants(" onnx-int8, nf4", "translation") == ["onnx-int8", "nf4"]
-
-
-def test_a_packed_folder_of_another_class_or_without_its_weights_is_refused(
-    forms: dict[str, Any], tmp_path: Path
-) -> None:
-    with pytest.raises(InputError, match="holds a CVMForConditionalGeneration, not a Qwen2ForSequenceClassification"):
-        load_packed(forms["nf4"].folder, Qwen2ForSequenceClassification)
-    with pytest.raises(InputError, match=r"no packed\.json"):
-        load_packed(tmp_path, Qwen2ForSequenceClassification)
