@@ -98,6 +98,6 @@ def decoder_feed(proto: ModelProto, ids: np.ndarray, mask: np.ndarray, **fixed: 
             sizes = given.type.tensor_type.shape.dim
             batch = [len(ids) if size.dim_param == "batch" else size.dim_value for size in sizes]
             feed[given.name] = np.zeros(batch, np.float32)  # a dimension that grows has the value 0
-        else:
+        elif given.name in known:  # the others, an adapter's, have a value of their own
             feed[given.name] = known[given.name]
     return feed

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from neural_layers.errors import InputError, require
+from neural_layers.models.export.adapters import exportable
 from neural_layers.models.export.blocks import BITS
 from neural_layers.models.export.calibration import decoder_feed, token_batches
 from neural_layers.models.export.folder import staged, travel_along, write_model
@@ -26,6 +27,7 @@ def export_onnx(
     *,
     quantize: str | None = None,
     calibration: Iterable[Any] | None = None,
+    lora: str = "merged",
     verify: bool = True,
     tokenizer: Any = None,
     external_data: bool | None = None,
@@ -44,6 +46,8 @@ def export_onnx(
               products of integers, see `integer.py`
     calibration: for int8_static, batches as `quantize` takes them: tensors of token ids (batch, length), or dicts or
               tuples of the arguments of the model's forward; of a translator, with the targets
+    lora:     of a model with adapters, "merged" for a copy with those in use in its weights, or "inputs" for a graph
+              that has them as inputs: `OnnxModel(path, adapter=…)` feeds another of the same layers and ranks
     verify:   compare logits and every state with the model at lengths 1, 2, 63, 64, 65, 128 and past each window,
               with and without a state before, for one row and for three with padding on the left. Quantized graphs are
               compared with a copy of the model that rounds in the same way (`reference.py`).
@@ -76,6 +80,7 @@ def export_onnx(
         raise InputError(f"{kind} cannot be exported; exported are {' and '.join(writers)}")
     batches = token_batches(model, calibration) if calibration is not None else []
     plan = _Plan(quantize, verify, external_data, tell, batches)
+    model = exportable(model, lora)
     was_training = model.training
     model.eval()
     try:

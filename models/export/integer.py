@@ -23,6 +23,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, load_model, numpy_he
 from torch import Tensor, nn
 
 from neural_layers.linear_int8 import LinearInt8
+from neural_layers.models.export.adapters import base_of
 from neural_layers.models.export.blocks import FEWEST
 from neural_layers.quantized_embedding import EmbeddingInt8
 from neural_layers.wrappers.modules import replace_module
@@ -128,12 +129,19 @@ def int8_reference(model: Any, protos: Iterable[ModelProto]) -> Any:
     for name, module in list(made.named_modules(remove_duplicate=False)):
         if isinstance(module, nn.Embedding) and module.embedding_dim >= FEWEST:
             replace_module(made, name, tables.setdefault(id(module), EmbeddingInt8.from_embedding(module)))
-        elif name in ranges or (module is made.get_output_embeddings() and HEAD in ranges):
-            given, layer = ranges.get(name, ranges.get(HEAD)), LinearInt8.from_linear(module)
+        if not isinstance(module, nn.Linear):
+            continue
+        own = HEAD if module is base_of(made.get_output_embeddings()) and HEAD in ranges else _outer(name)
+        if own in ranges:
+            given, layer = ranges[own], LinearInt8.from_linear(module)
             if given is not None:
                 layer.calibrate(*given)
             replace_module(made, name, layer if given is not None else _Dynamic(layer))
     return made.eval()
+
+
+def _outer(name: str) -> str:
+    return name.removesuffix(".base_layer")
 
 
 def _input_ranges(proto: ModelProto) -> Iterator[tuple[str, tuple[float, int] | None]]:

@@ -13,7 +13,7 @@ from neural_layers.errors import InputError
 from neural_layers.models.export.loop import as_batch, decode
 from neural_layers.models.export.sampling import GenerationOptions
 from neural_layers.models.export.served import Served
-from neural_layers.models.export.session import OnnxState, StateSession, metadata, open_session
+from neural_layers.models.export.session import OnnxState, StateSession, adapter_inputs, metadata, open_session
 from neural_layers.models.export.stepper import Stepper
 from neural_layers.models.export.text import TextPieces
 
@@ -24,22 +24,23 @@ PREFILL = 512
 class OnnxModel(Served):
     """A language model in a folder that `export_onnx` wrote.
 
-    path: the folder. threads: of one operator; by default as many as there are cores.
+    path: the folder. threads: of one operator; by default as many as there are cores. adapter: a folder of PEFT's
+    files, in place of the adapter of an export with lora="inputs"; of the same layers and ranks.
 
     generate(…) and stream(…) take the options of `GenerationOptions`, which bear the names of transformers' `generate`;
     what is left out comes from generation_config.json. Greedy tokens are those of the PyTorch model.
     Raises InputError for a folder without model.onnx, a model that was not exported here, and a config.json of another
-    model; ImportError without the extra `onnx`.
+    model or adapter; ImportError without the extra `onnx`.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+    def __init__(self, path: str | Path, *, threads: int | None = None, adapter: str | Path | None = None) -> None:
         file = Path(path) / "model.onnx"
         session = open_session(file, threads)
         described = metadata(session, file)
         if described["kind"] != "causal_lm":
             raise InputError(f"{file} is a {described['kind']}; use OnnxTranslator")
         super().__init__(Path(path), described)
-        self.session = StateSession(session)
+        self.session = StateSession(session, adapter_inputs([session], adapter)[0])
 
     def forward(
         self, input_ids: Any, attention_mask: Any = None, state: OnnxState | None = None, keep: int | None = None

@@ -6,6 +6,7 @@ transformers.
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,23 @@ def open_session(path: Path, threads: int | None = None) -> Any:
             return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise InputError(f"{path} is not a model that ONNX Runtime {onnxruntime.__version__} reads: {error}") from error
+
+
+def adapter_inputs(sessions: Sequence[Any], folder: str | Path | None) -> list[dict[str, Any]]:
+    """Of the adapter in a folder of PEFT's files what each session takes of it; nothing where there is no folder.
+
+    Raises InputError for an adapter that does not fit what was exported.
+    """
+    own = [{given.name: given.shape for given in session.get_overridable_initializers()} for session in sessions]
+    if folder is None:
+        return [{} for _ in sessions]
+    import onnxruntime
+
+    from neural_layers.models.export.adapters import read_inputs
+
+    found = read_inputs(folder, {name: shape for inputs in own for name, shape in inputs.items()})
+    made = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in found.items()}
+    return [{name: made[name] for name in inputs} for inputs in own]
 
 
 def metadata(session: Any, path: Path) -> dict[str, Any]:
@@ -89,12 +107,15 @@ class OnnxState:
 
 
 class StateSession:
-    """A graph with a state: reads tokens, returns logits and the state after them."""
+    """A graph with a state: reads tokens, returns logits and the state after them.
 
-    def __init__(self, session: Any) -> None:
+    adapter: tensors of ONNX Runtime in place of the graph's own adapter, by the names of its inputs.
+    """
+
+    def __init__(self, session: Any, adapter: Mapping[str, Any] | None = None) -> None:
         import onnxruntime
 
-        self.session = session
+        self.session, self.adapter = session, dict(adapter or {})
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy
         self.inputs = {given.name: given for given in session.get_inputs()}
         self.outputs = [made.name for made in session.get_outputs()]
@@ -140,7 +161,7 @@ class StateSession:
         feed = {
             name: self._value(np.ascontiguousarray(x, np.int64)) for name, x in given.items() if name in self.inputs
         }
-        made = self.session.run_with_ort_values(self.outputs, {**feed, **state.tensors, **fixed})
+        made = self.session.run_with_ort_values(self.outputs, {**feed, **state.tensors, **fixed, **self.adapter})
         tensors = {PAST + name[len(NEW) :]: value for name, value in zip(self.outputs, made, strict=True)}
         logits: np.ndarray = made[self.outputs.index("logits")].numpy()
         del tensors[PAST + "logits"[len(NEW) :]]
@@ -150,15 +171,15 @@ class StateSession:
 class Encoder:
     """Runs an encoder's graph: sources in, the decoder's further inputs out."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, adapter: Mapping[str, Any] | None = None) -> None:
         import onnxruntime
 
-        self.session = session
+        self.session, self.adapter = session, dict(adapter or {})
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy
         self.outputs = [made.name for made in session.get_outputs()]
 
     def run(self, ids_BS: np.ndarray, mask_BS: np.ndarray) -> dict[str, Any]:
         """Keys and values of the source for each layer of the decoder, and its mask."""
         feed = {"input_ids": self._value(ids_BS), "attention_mask": self._value(mask_BS)}
-        made = self.session.run_with_ort_values(self.outputs, feed)
+        made = self.session.run_with_ort_values(self.outputs, {**feed, **self.adapter})
         return {**dict(zip(self.outputs, made, strict=True)), "context_mask": feed["attention_mask"]}

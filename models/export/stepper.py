@@ -35,7 +35,7 @@ class Stepper:
         self.most = {name: session.window_of(name) for name in self.grown}
         # Kept, as a binding holds addresses alone.
         self._sets = (steady, {name: np.empty_like(value) for name, value in steady.items()})
-        self._fixed, self._turn = fixed, 0
+        self._fixed, self._turn = {**fixed, **session.adapter}, 0
         self._bindings = [self._bind(self._sets[i], self._sets[1 - i]) for i in (0, 1)]
 
     def __call__(self, tokens_B1: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from neural_layers.models.export.folder import read_json
 from neural_layers.models.export.loop import as_batch, decode
 from neural_layers.models.export.sampling import GenerationOptions
 from neural_layers.models.export.served import Served
-from neural_layers.models.export.session import Encoder, StateSession, metadata, open_session
+from neural_layers.models.export.session import Encoder, StateSession, adapter_inputs, metadata, open_session
 from neural_layers.models.export.stepper import Stepper
 from neural_layers.models.export.text import TextPieces
 
@@ -23,7 +23,7 @@ class OnnxTranslator(Served):
     """An encoder-decoder translator in a folder that `export_onnx` wrote.
 
     path: the folder, with encoder.onnx and decoder.onnx. threads: of one operator; by default as many as there are
-    cores.
+    cores. adapter: as of `OnnxModel`.
 
     generate(…) and stream(…) take the options of `GenerationOptions`; what is left out comes from
     generation_config.json. Greedy tokens are those of the PyTorch model.
@@ -31,7 +31,7 @@ class OnnxTranslator(Served):
     model; ImportError without the extra `onnx`.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+    def __init__(self, path: str | Path, *, threads: int | None = None, adapter: str | Path | None = None) -> None:
         folder = Path(path)
         encoder = open_session(folder / "encoder.onnx", threads)
         described = metadata(encoder, folder / "encoder.onnx")
@@ -39,7 +39,8 @@ class OnnxTranslator(Served):
         decoder = open_session(self.folder / "decoder.onnx", threads)
         if metadata(decoder, self.folder / "decoder.onnx") != described:
             raise InputError(f"encoder.onnx and decoder.onnx in {self.folder} are of two exports; export again")
-        self.encoder, self.decoder = Encoder(encoder), StateSession(decoder)
+        given = adapter_inputs([encoder, decoder], adapter)
+        self.encoder, self.decoder = Encoder(encoder, given[0]), StateSession(decoder, given[1])
         config = read_json(self.folder / "config.json")
         self.start_token = self.defaults.get("decoder_start_token_id", config.get("decoder_start_token_id"))
         self.pad_token = config.get("pad_token_id") or 0

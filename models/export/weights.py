@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from neural_layers.models.export.adapters import base_of, with_adapters
 from neural_layers.models.export.blocks import BITS, FEWEST, Blocks
 from neural_layers.models.export.graph import Graph
 from neural_layers.models.export.integer import HEAD, SCHEMES
@@ -30,7 +31,7 @@ class Weights:
     def __init__(self, model: nn.Module, quantize: str | None) -> None:
         self._blocks = Blocks(BITS[quantize]) if quantize in BITS else None
         self._is_integer = quantize in SCHEMES
-        self._names = {id(module): name for name, module in model.named_modules()}
+        self._names = {id(module): name.removesuffix(".base_layer") for name, module in model.named_modules()}
 
     def name(self, module: nn.Module) -> str:
         """The module's name in the model."""
@@ -47,12 +48,12 @@ class Weights:
         """x (…, K) through each of several linear layers. Neighbours of a kind share one product, which is faster than
         several."""
         outputs = []
-        for _, group in groupby(layers, lambda layer: self._product(layer).key(layer)):
+        for _, group in groupby(map(base_of, layers), lambda layer: self._product(layer).key(layer)):
             side = list(group)
             y = self._product(side[0]).multiply(g, x, self._stored(side) + ".weight", side, False)
             y = self._biased(g, y, side)
             outputs += [y] if len(side) == 1 else self.split(g, y, [layer.out_features for layer in side])
-        return outputs
+        return [with_adapters(g, x, y, layer, self.name(layer)) for y, layer in zip(outputs, layers, strict=True)]
 
     def split(self, g: Graph, y: str, sizes: Sequence[int]) -> list[str]:
         """Parts of the last dimension."""
@@ -71,13 +72,15 @@ class Weights:
 
     def head(self, g: Graph, x: str, head: Any, embedding: Any) -> str:
         """Logits (B, T, V). Where the head is tied to the embedding, the weight is stored once."""
-        product = self._product(head)
-        if getattr(head, "weight", None) is not embedding.weight:
+        base = base_of(head)
+        product = self._product(base)
+        if base.weight is not embedding.weight:
             return self.linear(g, x, head)
         if self._is_integer:  # its codes are found to be those of the table's rows, and stored once, when there are any
-            return self._biased(g, FLOAT.multiply(g, x, self.name(embedding) + ".weight" + HEAD, [head], False), [head])
-        y = product.multiply(g, x, self.name(embedding) + ".weight", [head], True)
-        return self._biased(g, y, [head])
+            y = FLOAT.multiply(g, x, self.name(embedding) + ".weight" + HEAD, [base], False)
+        else:
+            y = product.multiply(g, x, self.name(embedding) + ".weight", [base], True)
+        return with_adapters(g, x, self._biased(g, y, [base]), head, self.name(head))
 
     def _product(self, layer: Any) -> Product:
         if self._blocks is not None and is_plain(layer):
