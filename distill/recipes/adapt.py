@@ -100,7 +100,8 @@ class AdapterParts(LanguageModelParts):
     def begin(self, trainer: LanguageModelTrainer, run: LanguageModelRun) -> None:
         if trainer.validate is None or run.checkpoint is not None:
             return
-        model = trainer.model.to(trainer.args.device).eval()
+        model: Any = trainer.model
+        model.to(trainer.args.device).eval()
         before = trainer.validate(model, 0)
         model.train()
         if trainer.is_world_process_zero():

@@ -83,11 +83,9 @@ class LoRAEmbedding(LoRALayer):
             for adapter, factor in self.chosen(selection.weights):
                 out = out + (factor * self._change(adapter, ids, base)).to(out.dtype)
             return out
-        for name, index in self.row_groups(ids, selection):
-            if name in self.adapters:
-                one: Any = self.adapters[name]
-                change = self._change(one, ids.index_select(0, index), out.index_select(0, index))
-                out = out.index_add(0, index, change.to(out.dtype))
+        for adapter, index in self.own_rows(ids, selection):
+            change = self._change(adapter, ids.index_select(0, index), out.index_select(0, index))
+            out = out.index_add(0, index, change.to(out.dtype))
         return out
 
     def _change(self, adapter: Adapter, ids: Tensor, base: Tensor) -> Tensor:

@@ -180,6 +180,12 @@ class LoRALayer(nn.Module):
             )
         return self.chosen(selection.weights)
 
+    def own_rows(self, x: Tensor, selection: Selection) -> Iterator[tuple[Adapter, Tensor]]:
+        """Each adapter in use that this layer has, and the indices of its rows. Raises InputError for another batch."""
+        for name, index in self.row_groups(x, selection):
+            for adapter, _ in self.chosen([] if name is None else [(name, 1.0)]):
+                yield adapter, index
+
     def row_groups(self, x: Tensor, selection: Selection) -> Iterator[tuple[str | None, Tensor]]:
         """The name of each adapter in use and the indices of its rows. Raises InputError for another batch."""
         assert selection.rows is not None

@@ -60,11 +60,9 @@ class LoRALinear(LoRALayer):
             for adapter, factor in self.chosen(selection.weights):
                 out = self._add(adapter, factor, x, base, out)
             return out
-        for name, index in self.row_groups(x, selection):
-            if name in self.adapters:
-                one: Any = self.adapters[name]
-                own, base = x.index_select(0, index), out.index_select(0, index)
-                out = out.index_copy(0, index, self._add(one, 1.0, own, base, base))
+        for adapter, index in self.own_rows(x, selection):
+            own, base = x.index_select(0, index), out.index_select(0, index)
+            out = out.index_copy(0, index, self._add(adapter, 1.0, own, base, base))
         return out
 
     def _add(self, adapter: Adapter, factor: float, x: Tensor, base: Tensor, out: Tensor) -> Tensor:

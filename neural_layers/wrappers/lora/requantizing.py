@@ -41,7 +41,7 @@ def _carrier(base: Any, exact: Tensor) -> Any:
     """A float layer with the weight, for the constructors of quantized ones."""
     plain: Any
     if hasattr(base, "num_embeddings"):
-        plain = nn.Embedding(*exact.shape, getattr(base, "padding_idx", None), device="meta")
+        plain = nn.Embedding(exact.shape[0], exact.shape[1], getattr(base, "padding_idx", None), device="meta")
     else:
         plain = nn.Linear(exact.shape[1], exact.shape[0], bias=False, device="meta")
     dtype = getattr(base, "weight_dtype", torch.float32)

@@ -28,7 +28,7 @@ def _memory(module: nn.Module, *, recurse: bool = True) -> set[int]:
 def set_tied(model: Any, tied: bool) -> None:
     """Say in a transformers model's config whether head and embedding share their weight, so that what is saved loads
     back as it is. Another model has no such place."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if not hasattr(config, "tie_word_embeddings"):
         return
     config.tie_word_embeddings = tied
