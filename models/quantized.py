@@ -13,7 +13,8 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from neural_layers.errors import InputError
@@ -32,7 +33,7 @@ class QuantizedConfig(QuantizationConfigMixin):
     """`quantization_config` of config.json; layers: those of a `Plan`."""
 
     def __init__(self, layers: dict[str, dict[str, Any]], **others: Any) -> None:
-        self.quant_method = METHOD
+        self.quant_method: Any = METHOD
         self.layers = layers
 
 
@@ -76,7 +77,8 @@ class Quantizer(HfQuantizer):
         if not files or not all(path.endswith(".safetensors") for path in files):
             raise InputError(f"a quantized model is read from safetensors alone; there are {files or 'no files'}")
         try:
-            saved = Plan(self.quantization_config.layers)
+            config: Any = self.quantization_config
+            saved = Plan(config.layers)
         except ValueError as problem:
             raise InputError(f"the quantization_config in config.json cannot be used: {problem}") from problem
         names = _names_in(model, saved)

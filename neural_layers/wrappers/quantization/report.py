@@ -31,7 +31,7 @@ class QuantizationReport:
         return self.bytes_before / max(self.bytes_after, 1)
 
     def __str__(self) -> str:
-        rows = [("layer", "scheme", "weights", "bytes before", "after", "ratio")]
+        rows: list[tuple[str, ...]] = [("layer", "scheme", "weights", "bytes before", "after", "ratio")]
         for layer in self.layers:
             # A layer that shares its weight has hardly any bytes of its own.
             ratio = f"{layer.bytes_before / layer.bytes_after:.2f}" if layer.bytes_after else "shared"
