@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from neural_layers.distill.checkpoint import WEIGHTS, Checkpoint
 from neural_layers.distill.files import replacing, save_json
-from neural_layers.distill.recipes.adapt_options import AdaptOptions
+from neural_layers.distill.recipes.adapt_options import AdaptOptions, quantized
 from neural_layers.distill.recipes.language_model import train_language_model
 from neural_layers.distill.recipes.language_model_building import build_model
 from neural_layers.distill.recipes.language_model_parts import LanguageModelParts
@@ -22,7 +22,6 @@ from neural_layers.distill.recipes.language_model_trainer import LanguageModelTr
 from neural_layers.errors import InputError
 from neural_layers.wrappers.lora import CoverageReport, apply_lora, save_adapter
 from neural_layers.wrappers.lora.peft_files import CONFIG
-from neural_layers.wrappers.quantization import quantize
 
 RECIPE = "adapter"
 
@@ -90,7 +89,7 @@ class AdapterParts(LanguageModelParts):
     def build(self, options: Any, tokenizer: Any) -> Any:
         model = build_model(options, tokenizer)
         if options.quantize is not None:
-            quantize(model, options.quantize, double_quant=options.double_quant)
+            quantized(model, options.quantize, options.double_quant)
         if options.checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         self.coverage = apply_lora(model, options.config())

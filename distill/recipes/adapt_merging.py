@@ -6,13 +6,12 @@ from typing import Any
 
 from neural_layers.distill.checkpoint import save_model
 from neural_layers.distill.files import replacing
-from neural_layers.distill.recipes.adapt_options import SCHEMES
+from neural_layers.distill.recipes.adapt_options import SCHEMES, quantized
 from neural_layers.errors import InputError
 from neural_layers.models.loading import check_model_folder, load_language_model, load_model
 from neural_layers.wrappers.lora import LoRAConfig, MergeReport, apply_lora, fold_lora, load_adapter
 from neural_layers.wrappers.lora.peft_files import read_adapter
 from neural_layers.wrappers.lora.report import CoverageReport
-from neural_layers.wrappers.quantization import quantize
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
@@ -42,7 +41,7 @@ def merge_adapter(
     read_adapter(adapter)
     model, _ = load_language_model(model_folder)
     if scheme is not None:
-        quantize(model, scheme, double_quant=double_quant)
+        quantized(model, scheme, double_quant)
     load_adapter(model, adapter)
     report = fold_lora(model, {"default": weight}, untie=untie)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from neural_layers.distill.recipes.language_model_options import LanguageModelOp
 from neural_layers.errors import InputError
 from neural_layers.wrappers.lora import LoRAConfig
 from neural_layers.wrappers.lora.config import ALL_LINEAR
+from neural_layers.wrappers.quantization import quantize
 
 SCHEMES = ("nf4", "fp4", "int4", "int8_dynamic")
 
@@ -52,6 +53,14 @@ class AdaptOptions(LanguageModelOptions):
     def config(self) -> LoRAConfig:
         """What the adapter is to be. Raises InputError for values that cannot be."""
         return lora_config(self)
+
+
+def quantized(model: Any, scheme: str, double_quant: bool) -> None:
+    """Quantize a model in place, as a person has asked for it. Raises InputError where it cannot be."""
+    try:
+        quantize(model, scheme, double_quant=double_quant)
+    except ValueError as error:
+        raise InputError(f"--quantize {scheme}: {error}") from error
 
 
 def lora_config(options: Any) -> LoRAConfig:

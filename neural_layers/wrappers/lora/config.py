@@ -66,6 +66,12 @@ class LoRAConfig:
                 f"target_modules={self.target_modules!r} must be {ALL_LINEAR!r} or names of modules such as "
                 "('q_proj', 'v_proj')"
             )
+        patterns = () if self.target_modules == ALL_LINEAR else self.target_modules
+        for pattern in (*patterns, *self.rank_pattern, *self.alpha_pattern):
+            try:
+                matches("", pattern)
+            except ValueError as error:
+                raise InputError(str(error)) from error
         if self.layers is not None and (not self.layers or any(i < 0 for i in self.layers)):
             raise InputError(f"layers={self.layers!r} must be indices from 0 on, at least one; None for all layers")
 

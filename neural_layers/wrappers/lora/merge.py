@@ -122,6 +122,11 @@ def unmerge_lora(model: nn.Module) -> MergeReport:
     for name, layer in merged.items():
         if layer.merged is not None and layer.merged.original is None:
             raise InputError(f"{name} was merged with restorable=False: its weight as it was is gone; load it again")
+        if layer.merged is not None and type(layer.base_layer) is not type(layer.merged.original):
+            raise InputError(
+                f"{name} was made a {type(layer.base_layer).__name__} after the merge, and its weight from before is "
+                "of another kind; fold_lora(model) keeps it as it is; quantize before a merge that is to be undone"
+            )
     were_tied = [_restored(layer) for layer in merged.values()]
     if any(were_tied):
         set_tied(model, True)

@@ -129,6 +129,7 @@ def test_what_does_not_fit_is_refused_and_the_model_stays(config, message) -> No
         ({"dropout": 1.0}, r"dropout=1.0 must lie in \[0, 1\)"),
         ({"target_modules": ()}, "target_modules"),
         ({"layers": (-1,)}, "layers"),
+        ({"target_modules": ("re:(",)}, "not a regular expression"),
     ],
 )
 def test_a_config_checks_itself(fields, message) -> None:

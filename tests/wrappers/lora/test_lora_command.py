@@ -56,7 +56,9 @@ def test_an_adapter_is_trained_resumed_to_the_same_bits_inspected_and_merged(bas
     assert f"adapter: {whole / 'adapter'}" in told
     report = json.loads((whole / "report.json").read_text())
     assert report["before"]["loss"] > report["validation"]["loss"]
-    assert report["trainable"] == sum(t.numel() for t in load_file(whole / "adapter/adapter_model.safetensors").values())
+    assert report["trainable"] == sum(
+        t.numel() for t in load_file(whole / "adapter/adapter_model.safetensors").values()
+    )
     assert 0 < report["share"] == report["trainable"] / report["base_and_adapter"]
     assert report["peak_memory_mib"] > 0
 
@@ -95,6 +97,7 @@ def test_an_adapter_is_trained_resumed_to_the_same_bits_inspected_and_merged(bas
     [
         (("--targets", "q_prj"), "'q_prj' matches no module; the nearest are"),
         (("--targets", "conv1d", "--r", "5"), "r=5 is above the rank 4"),
+        (("--targets", "re:("), "not a regular expression"),
         (("--r", "0"), "r=0 must be a whole number"),
         (("--quantize", "int3"), "--quantize int3 must be one of nf4"),
         (("--double-quant",), "--double-quant is for --quantize nf4"),

@@ -20,6 +20,7 @@ from neural_layers.wrappers.lora import (
     set_adapter,
     unmerge_lora,
 )
+from neural_layers.wrappers.quantization import quantize
 from tests.wrappers.lora.samples import everywhere, hybrid, tokens, trained
 
 ROUNDING = {torch.float64: 0.0, torch.float32: 6e-8, torch.bfloat16: 4e-3}
@@ -132,6 +133,18 @@ def test_folding_leaves_plain_modules() -> None:
     assert report.errors
     assert [(name, type(module)) for name, module in model.named_modules()] == names
     torch.testing.assert_close(model(ids).logits, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_what_was_quantized_after_a_merge_is_not_unmerged_into_something_else() -> None:
+    model, ids = hybrid(hidden_size=64, mamba2_head_dim=16), tokens()
+    trained(model, LoRAConfig(r=2))
+    merge_lora(model)
+    quantize(model, "nf4")
+    quantized = model(ids).logits
+    with pytest.raises(ValueError, match="q_proj was made a Linear4bit after the merge"):
+        unmerge_lora(model)
+    fold_lora(model)
+    assert torch.equal(model(ids).logits, quantized)
 
 
 def test_a_merge_without_the_original_cannot_be_undone() -> None:
