@@ -15,15 +15,16 @@ TINY = 2.0**-120
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes and scales of the rows of x (…, in): scale = max |x| / 127, code = round(x · (127 / max |x|)).
 
-    Ties round to even. Returns int8 (…, in), −127 … 127, and float32 (…). A row that holds NaN or infinity has codes 0 and the scale NaN; a
-    row below 2^-120 in magnitude has codes 0.
+    Ties round to even. Returns int8 (…, in), −127 … 127, and float32 (…). A row that holds NaN or infinity has codes 0
+    and the scale NaN; a row below 2^-120 in magnitude has codes 0.
     """
     x = x.detach().float()
     if not x.shape[-1]:
         return x.to(torch.int8), x.new_zeros(x.shape[:-1])
     most = x.abs().amax(dim=-1)
     finite = most < torch.inf
-    inverse = torch.where(finite & (most >= TINY), LARGEST / most, 0)
+    # A number divided by a tensor, in torch, is its reciprocal times the number, which rounds twice.
+    inverse = torch.where(finite & (most >= TINY), torch.full_like(most, LARGEST) / most, 0)
     codes = (x * inverse.unsqueeze(-1)).round()
     codes = torch.where(finite.unsqueeze(-1), codes, 0).to(torch.int8)
     return codes, torch.where(finite, most / LARGEST, torch.nan)

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from neural_layers.kernels.prepared import Prepared, Tensors
+
 Layer = TypeVar("Layer", bound="FrozenBits")
 
 
@@ -24,6 +26,22 @@ class FrozenBits(nn.Module):
     weight: Tensor
     # In a tuple, because a module as an attribute would be a child, and its bits would be saved twice.
     _shared_with: "tuple[FrozenBits, ...]" = ()
+    _prepared: Prepared | None = None
+
+    def _quick(self, x: Tensor) -> Tensor | None:
+        """The layer's result in the plain case of rows on the CPU, or None where the op has to be asked."""
+        if torch.compiler.is_compiling() or not x.is_cpu:
+            return None
+        own = self._buffers
+        tensors = (*[own[name] for name in self.bits], self._parameters.get("bias"))
+        prepared = self._prepared
+        if prepared is None or not prepared.holds(tensors):
+            prepared = self._prepared = self._prepare(tensors)
+        return None if prepared is None else prepared(x)
+
+    def _prepare(self, tensors: Tensors) -> Prepared | None:
+        """The C kernel for these bits and this bias, checked, where there is one."""
+        return None
 
     def _share(self, other: "FrozenBits", kind: "type[FrozenBits]") -> None:
         """Take over the very buffers of `other`, and keep to them."""

@@ -5,7 +5,10 @@ from torch import Tensor, nn
 
 from neural_layers.four_bit_weight import FourBitWeight
 from neural_layers.kernels.dequantize_4bit.pytorch import weight_in
+from neural_layers.kernels.four_bit import check_quantized
 from neural_layers.kernels.linear_4bit import linear_4bit
+from neural_layers.kernels.linear_4bit.native import prepare
+from neural_layers.kernels.prepared import Prepared, Tensors
 from neural_layers.kernels.quantize_4bit import quantize_4bit
 from neural_layers.quantized_embedding import Embedding4bit
 
@@ -73,8 +76,13 @@ class Linear4bit(FourBitWeight):
         """W as the layer has it, (out, in) in float32."""
         return weight_in(self.quantized, torch.float32)
 
+    def _prepare(self, tensors: Tensors) -> Prepared | None:
+        check_quantized(self.quantized)
+        return prepare(self.quantized, tensors[-1])
+
     def forward(self, x: Tensor) -> Tensor:
-        return linear_4bit(x, self.quantized, self.bias)
+        done = self._quick(x)
+        return done if done is not None else linear_4bit(x, self.quantized, self.bias)
 
     def extra_repr(self) -> str:
         sizes = f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"

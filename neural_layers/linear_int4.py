@@ -7,6 +7,8 @@ from neural_layers.frozen_bits import FrozenBits, check_finite
 from neural_layers.kernels.dequantize_int4.pytorch import weight_in
 from neural_layers.kernels.int4 import QuantizedInt4, check_quantized
 from neural_layers.kernels.linear_int4 import linear_int4
+from neural_layers.kernels.linear_int4.native import prepare
+from neural_layers.kernels.prepared import Prepared, Tensors
 from neural_layers.kernels.quantize_int4 import quantize_int4
 from neural_layers.quantized_embedding import EmbeddingInt4
 
@@ -94,8 +96,13 @@ class LinearInt4(FrozenBits):
         """W as the layer has it, (out, in) in float32."""
         return weight_in(self.quantized, torch.float32)
 
+    def _prepare(self, tensors: Tensors) -> Prepared | None:
+        check_quantized(self.quantized)
+        return prepare(self.quantized, tensors[-1])
+
     def forward(self, x: Tensor) -> Tensor:
-        return linear_int4(x, self.quantized, self.bias)
+        done = self._quick(x)
+        return done if done is not None else linear_int4(x, self.quantized, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, block_size={self.block_size}"

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from neural_layers.frozen_bits import FrozenBits, check_finite
 from neural_layers.kernels.int8 import dequantize_rows, quantize_rows
 from neural_layers.kernels.linear_int8 import linear_int8
+from neural_layers.kernels.linear_int8.native import prepare
+from neural_layers.kernels.prepared import Prepared, Tensors
 from neural_layers.quantized_embedding import EmbeddingInt8
 
 
@@ -107,7 +109,13 @@ class LinearInt8(FrozenBits):
         """W as the layer has it, (out, in) in float32."""
         return dequantize_rows(self.weight, self.scale)
 
+    def _prepare(self, tensors: Tensors) -> Prepared | None:
+        return prepare(tensors)
+
     def forward(self, x: Tensor) -> Tensor:
+        done = self._quick(x)
+        if done is not None:
+            return done
         own = self._buffers
         scale, zero_point = own["input_scale"], own["input_zero_point"]
         return linear_int8(x, self.weight, self.scale, self.bias, input_scale=scale, input_zero_point=zero_point)

@@ -56,7 +56,8 @@ def _checked(embedding: nn.Embedding) -> nn.Embedding:
 class EmbeddingInt8(_Embedding):
     """Rows of a table in 8 bits, a scale for each row: ids (...) → scale_id · weight_id, (..., embedding_dim).
 
-    weight: int8 (num_embeddings, embedding_dim); scale: float32 (num_embeddings,). `LinearInt8.share` ties a head to it.
+    weight: int8 (num_embeddings, embedding_dim); scale: float32 (num_embeddings,). `LinearInt8.share` ties a head to
+    it.
     device, dtype: where the table is drawn, as `nn.Embedding` draws it, and the dtype of what a lookup returns
     """
 

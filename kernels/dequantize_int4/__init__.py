@@ -2,15 +2,28 @@
 
 from torch import Tensor
 
+from neural_layers.kernels import c_library
+from neural_layers.kernels.dequantize_int4.native import dequantize_int4_native
 from neural_layers.kernels.dequantize_int4.pytorch import dequantize_int4_torch
 from neural_layers.kernels.dequantize_int4.reference import dequantize_int4_reference
 from neural_layers.kernels.dispatch import Backend, Op
 from neural_layers.kernels.int4 import QuantizedInt4, check_quantized
 
+
+def _native_obstacle(quantized: QuantizedInt4) -> str | None:
+    return c_library.obstacle(quantized.packed)
+
+
 _OP = Op(
     "dequantize_int4",
     check=check_quantized,
-    backends=(Backend("torch", dequantize_int4_torch), Backend("reference", dequantize_int4_reference)),
+    backends=(
+        Backend(
+            "native", dequantize_int4_native, _native_obstacle, describe=c_library.describe, missing=c_library.MISSING
+        ),
+        Backend("torch", dequantize_int4_torch),
+        Backend("reference", dequantize_int4_reference),
+    ),
 )
 
 

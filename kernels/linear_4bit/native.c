@@ -94,6 +94,22 @@ void EXPORT(linear_4bit)(const uint8_t *packed, const void *absmax, const float 
     multiply_tiles(&l, threads);
 }
 
+/* The same for x, y and their sizes in front of what stays from call to call: kernels/prepared.py. */
+typedef struct {
+    const void *x;
+    void *y;
+    int64_t rows, threads, dtype;
+    const uint8_t *packed;
+    const void *absmax;
+    const float *values, *map, *nested, *offset;
+    const real *bias;
+    int64_t block, inputs, outputs;
+} Call;
+
+void EXPORT(linear_4bit_prepared)(const Call *c) {
+    JOIN(linear_4bit, REAL_NAME, VARIANT)(c->packed, c->absmax, c->values, c->map, c->nested, c->offset, c->block, c->dtype, c->x, c->bias, c->y, c->rows, c->inputs, c->outputs, c->threads);
+}
+
 /* 1 where this processor multiplies bfloat16, and 2 where it multiplies bytes and looks them up, in 64-byte vectors. */
 void EXPORT(linear_4bit_features)(int64_t *features) {
     *features = 0;

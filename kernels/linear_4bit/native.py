@@ -1,6 +1,7 @@
 """The 4-bit linear layer in C: native.c, native_bfloat16.c (backend `native`) and native_int8.c (`native_int8`)."""
 
 from dataclasses import replace
+from struct import Struct
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from neural_layers.kernels import c_library
 from neural_layers.kernels.arguments import accumulation_dtype
 from neural_layers.kernels.dequantize_4bit.native import dequantize, weight_arguments
 from neural_layers.kernels.four_bit import CODES, Quantized4bit
+from neural_layers.kernels.prepared import Prepared, is_preparable
 
 # The bits of _FEATURES, and the codes that the kernels for wide vectors take at once: see groups.h.
 _BFLOAT16, _INT8 = 1, 2
@@ -44,6 +46,23 @@ def product_int8(x: Tensor, quantized: Quantized4bit, bias: Tensor | None, trans
         return product(x, quantized, bias, transposed)
     codes = (*_BYTES[quantized.quant_type], c_library.code(x, torch.float32))
     return _run("linear_4bit_int8", codes, x, quantized, bias)
+
+
+# The struct Call of native.c after its head.
+_constants = Struct("7P3q").pack
+
+
+def prepare(quantized: Quantized4bit, bias: Tensor | None) -> Prepared | None:
+    """`product` in float32 for a weight and a bias that were checked, or None where their dtypes or their place need a
+    copy in every call."""
+    outputs, inputs = quantized.shape
+    tensors = (quantized.packed, quantized.absmax, quantized.offset, quantized.nested_absmax, bias)
+    if not is_preparable(*tensors) or (bias is not None and bias.dtype != torch.float32):
+        return None
+    *record, block = weight_arguments(quantized)
+    pointers = [tensor.data_ptr() if isinstance(tensor, Tensor) else 0 for tensor in (*record, bias)]
+    constants = _constants(*pointers, block, inputs, outputs)
+    return Prepared("linear_4bit_prepared", tensors, constants, (inputs, outputs), {torch.float32: 0})
 
 
 def int8_obstacle(x: Tensor, quantized: Quantized4bit) -> str | None:

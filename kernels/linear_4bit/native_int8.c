@@ -14,6 +14,7 @@ that an accumulator is scaled once in 64 inputs: their codes are transposed, 8 c
 #include <stdlib.h>
 
 #include "dequantize_4bit/weight.h"
+#include "vnni.h"
 
 #if defined(__AVX512BW__) && !defined(REAL_DOUBLE)
 
@@ -45,9 +46,6 @@ typedef struct {
     int64_t rows, inputs, outputs;
     int dtype;
 } Linear;
-
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static void *aligned(int64_t bytes) { return aligned_alloc(64, (size_t)(bytes / 64 + 1) * 64); }
 
 /* Four copies of the table: a lookup among 64 bytes reads two bits more than a code has. */
 INLINE TARGET __m512i table_of(const uint8_t *bytes) { return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)bytes)); }
@@ -138,34 +136,6 @@ static TARGET void few_task(const Linear *l, int64_t n0, int64_t outputs, const 
 }
 
 /* ---- many rows --------------------------------------------------------------------------------------------------- */
-
-/* 16 rows of 16 numbers of 4 bytes: rows become columns. */
-INLINE TARGET void transpose(__m512i r[16]) {
-    __m512i t[16];
-#pragma GCC unroll 8
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    /* r[4 q + c] has, in its four quarters, columns c, c + 4, c + 8 and c + 12 of rows 4 q … 4 q + 3. */
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; c++) {
-        const __m512i a = _mm512_shuffle_i32x4(r[c], r[c + 4], 0x88), b = _mm512_shuffle_i32x4(r[c + 8], r[c + 12], 0x88);
-        const __m512i d = _mm512_shuffle_i32x4(r[c], r[c + 4], 0xDD), e = _mm512_shuffle_i32x4(r[c + 8], r[c + 12], 0xDD);
-        t[c] = _mm512_shuffle_i32x4(a, b, 0x88);
-        t[c + 8] = _mm512_shuffle_i32x4(a, b, 0xDD);
-        t[c + 4] = _mm512_shuffle_i32x4(d, e, 0x88);
-        t[c + 12] = _mm512_shuffle_i32x4(d, e, 0xDD);
-    }
-    for (int i = 0; i < 16; i++) r[i] = t[i];
-}
 
 /* The bytes of PAIR rows of W from row n on (the last one stands for those that are not there), and their absmax:
 tile (count / 8, even and odd, PAIR · 4 bytes), absmax (count / BLOCK, PAIR). scales: from block `first` on. */

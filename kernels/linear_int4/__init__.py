@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
+from neural_layers.kernels import c_library
 from neural_layers.kernels.arguments import check_devices, check_floats
 from neural_layers.kernels.dispatch import Backend, Op
 from neural_layers.kernels.int4 import QuantizedInt4, check_quantized
-from neural_layers.kernels.linear_int4.fused import linear_int4_torch
+from neural_layers.kernels.linear_int4.fused import linear_int4_native, linear_int4_torch
 from neural_layers.kernels.linear_int4.reference import linear_int4_reference
 
 # What autocast casts for a linear layer.
@@ -23,10 +24,15 @@ def _check(x: Tensor, quantized: QuantizedInt4, bias: Tensor | None) -> None:
         raise ValueError(f"bias has shape {tuple(bias.shape)}; expected (out,) = {quantized.shape[:1]}")
 
 
+def _native_obstacle(x: Tensor, quantized: QuantizedInt4, bias: Tensor | None) -> str | None:
+    return c_library.obstacle(x, quantized.packed, bias)
+
+
 _OP = Op(
     "linear_int4",
     check=_check,
     backends=(
+        Backend("native", linear_int4_native, _native_obstacle, describe=c_library.describe, missing=c_library.MISSING),
         Backend("torch", linear_int4_torch),
         Backend("reference", linear_int4_reference),
     ),

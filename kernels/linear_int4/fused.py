@@ -10,10 +10,15 @@ from neural_layers.kernels.arguments import accumulation_dtype
 from neural_layers.kernels.c_library import unwatched
 from neural_layers.kernels.dequantize_int4.pytorch import weight_in
 from neural_layers.kernels.int4 import QuantizedInt4
-from neural_layers.kernels.linear_int4 import pytorch
+from neural_layers.kernels.linear_int4 import native, pytorch
 
 # name → run(x, quantized, bias)
-IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"torch": pytorch.product}
+IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"native": native.product, "torch": pytorch.product}
+
+
+def linear_int4_native(x: Tensor, quantized: QuantizedInt4, bias: Tensor | None = None) -> Tensor:
+    """y = x Wᵀ + bias in C; for few rows with no copy of W."""
+    return _call(x, quantized, bias, "native")
 
 
 def linear_int4_torch(x: Tensor, quantized: QuantizedInt4, bias: Tensor | None = None) -> Tensor:

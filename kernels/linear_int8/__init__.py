@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from neural_layers.kernels import c_library
 from neural_layers.kernels.arguments import check_devices, check_floats
 from neural_layers.kernels.dispatch import Backend, Op
-from neural_layers.kernels.linear_int8.fused import linear_int8_torch
+from neural_layers.kernels.linear_int8.fused import linear_int8_native, linear_int8_torch
+from neural_layers.kernels.linear_int8.native import MOST_INPUTS
 from neural_layers.kernels.linear_int8.reference import linear_int8_reference
 
 # What autocast casts for a linear layer.
@@ -44,10 +46,25 @@ def _check(
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected () for all inputs")
 
 
+def _native_obstacle(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    *,
+    input_scale: Tensor | None,
+    input_zero_point: Tensor | None,
+) -> str | None:
+    if weight.shape[1] > MOST_INPUTS:
+        return f"it adds up the products of at most {MOST_INPUTS} inputs"
+    return c_library.obstacle(x, weight, scale, bias, input_scale, input_zero_point)
+
+
 _OP = Op(
     "linear_int8",
     check=_check,
     backends=(
+        Backend("native", linear_int8_native, _native_obstacle, describe=c_library.describe, missing=c_library.MISSING),
         Backend("torch", linear_int8_torch),
         Backend("reference", linear_int8_reference),
     ),

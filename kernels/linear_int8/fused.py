@@ -8,10 +8,23 @@ from torch import Tensor
 
 from neural_layers.kernels.arguments import accumulation_dtype
 from neural_layers.kernels.c_library import unwatched
-from neural_layers.kernels.linear_int8 import pytorch
+from neural_layers.kernels.linear_int8 import native, pytorch
 
 # name → run(x, weight, scale, bias, input_scale, input_zero_point)
-IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"torch": pytorch.product}
+IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"native": native.product, "torch": pytorch.product}
+
+
+def linear_int8_native(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    input_scale: Tensor | None = None,
+    input_zero_point: Tensor | None = None,
+) -> Tensor:
+    """The product of integers in C."""
+    return _call(x, weight, scale, bias, input_scale, input_zero_point, "native")
 
 
 def linear_int8_torch(

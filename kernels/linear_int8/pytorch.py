@@ -40,6 +40,9 @@ def integer_sums(codes: Tensor, weight: Tensor) -> Tensor:
     if not (sums.numel() and codes.shape[1]):
         return sums
     if codes.is_cpu:
+        if codes.shape[1] % _INT32 == 1:
+            # torch 2.13 multiplies a single column with others' memory.
+            codes, weight = (torch.nn.functional.pad(tensor, (0, 1)) for tensor in (codes, weight))
         for x, w in zip(codes.split(_INT32, 1), weight.split(_INT32, 1), strict=True):
             sums += torch._int_mm(x.contiguous(), w.T)
         return sums
