@@ -21,14 +21,15 @@ def draw(found: Any, path: Path, title: str, score: str) -> None:
     kept = [(found.original.bytes, found.original.score)]
     kept += [(step.bytes, step.score) for step in found.steps if step.kept]
     kept.sort()
-    axes.plot(*_columns(kept), color=_WAY, marker="o", markersize=4, linewidth=1.6, label="layer by layer")
+    axes.plot(*_columns(kept), color=_WAY, marker="o", markersize=4, linewidth=1, label="layer by layer")
     refused = [(step.bytes, step.score) for step in found.steps if not step.kept]
     if refused:
         axes.plot(*_columns(refused), "x", color=_BAD, markersize=6, label="taken back")
     axes.plot(*_columns([(p.bytes, p.score) for p in found.uniform]), "s", color=_UNIFORM, label="all layers alike")
-    for point in found.uniform:
-        axes.annotate(point.name, (point.bytes / 1e6, point.score), (0, -12), textcoords="offset points", ha="center",
-                      fontsize=8, color=_UNIFORM)  # fmt: skip
+    for i, point in enumerate(sorted(found.uniform, key=lambda point: point.bytes)):
+        # Above and below in turns: 4 bits with and without double quantization lie side by side.
+        place, beside = (point.bytes / 1e6, point.score), (0, 8 if i % 2 else -14)
+        axes.annotate(point.name, place, beside, textcoords="offset points", ha="center", fontsize=8, color=_UNIFORM)
     axes.plot(*_columns([(found.result.bytes, found.result.score)]), "o", color=_WAY, markersize=9, fillstyle="none")
     if found.floor is not None:
         floor = found.floor * found.original.score
@@ -40,7 +41,8 @@ def draw(found: Any, path: Path, title: str, score: str) -> None:
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.set_xlabel("MB of weights (logarithmic)", color=_INK)
     axes.set_ylabel(score, color=_INK)
-    axes.tick_params(which="both", labelsize=8, colors=_INK)
+    axes.tick_params(which="both", labelsize=8, pad=4, colors=_INK)
+    axes.margins(0.08, 0.12)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#d5dae3", linewidth=0.5)
     axes.set_title(title, loc="left", fontsize=10, color=_INK)
