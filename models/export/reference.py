@@ -42,10 +42,10 @@ def tolerance(model: nn.Module, quantize: str | None) -> Tolerance:
     return ALIKE if LinearInt8 in kinds else EXACT
 
 
-def quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Names and modules of layers whose weights are quantized; a module that has several names, by each."""
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, (*LAYERS, *TABLES)):
+        if type(module) in (*LAYERS, *TABLES):
             yield name, module
 
 

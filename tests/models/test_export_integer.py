@@ -75,8 +75,10 @@ def test_ranges_are_those_of_the_calibration_data_and_weights_those_of_quantize(
     assert abs(found[1] + low / found[0]) < 2
     codes, scale = quantize_rows(model.model.layers[0].mixer.inner.o_proj.weight)
     name = "model.layers.0.mixer.inner.o_proj.weight"
-    np.testing.assert_array_equal(stored[name + "_quantized"], codes.numpy().T)
-    np.testing.assert_array_equal(stored[name + "_scale"], scale.numpy())
+    # Where a weight lies between two codes, ONNX Runtime divides and we multiply.
+    np.testing.assert_allclose(stored[name + "_quantized"], codes.numpy().T, atol=1)
+    assert np.mean(stored[name + "_quantized"] != codes.numpy().T) < 0.001
+    np.testing.assert_allclose(stored[name + "_scale"], scale.numpy(), rtol=1e-6)
 
 
 def test_rounding_for_readers_that_do_not_ask_for_it_is_found(tmp_path: Path, monkeypatch: Any) -> None:
