@@ -11,6 +11,7 @@ from neural_layers.errors import require
 
 _HOME = {
     "export_onnx": "export",
+    "compare_exports": "compare",
     "VerificationError": "verify",
     "Check": "verify",
     "OnnxModel": "onnx_model",
@@ -18,12 +19,12 @@ _HOME = {
     "OnnxState": "session",
 }
 
-__all__ = ["Check", "OnnxModel", "OnnxState", "OnnxTranslator", "VerificationError", "export_onnx"]
+__all__ = ["Check", "OnnxModel", "OnnxState", "OnnxTranslator", "VerificationError", "compare_exports", "export_onnx"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # Exporting needs torch, transformers and onnx; serving needs none of them.
-    require(*["onnx"] * (_HOME[name] in ("export", "verify")), "onnxruntime", extra="onnx")
+    require(*["onnx"] * (_HOME[name] in ("export", "verify", "compare")), "onnxruntime", extra="onnx")
     return getattr(import_module(f"neural_layers.models.export.{_HOME[name]}"), name)

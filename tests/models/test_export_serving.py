@@ -18,6 +18,7 @@ from neural_layers.errors import InputError
 from neural_layers.models.cvm import CVMConfig, CVMForConditionalGeneration
 from neural_layers.models.export import OnnxModel, OnnxTranslator, VerificationError, export_onnx
 from neural_layers.models.export import cvm as cvm_graph
+from neural_layers.models.export import session as session_file
 from neural_layers.models.export.pages import large_pages
 from neural_layers.models.export.sampling import GenerationOptions, choose
 from neural_layers.models.export.stepper import Stepper
@@ -399,3 +400,13 @@ def test_the_command_answers_bad_input_in_one_line(folder: Path, tmp_path: Path,
         assert message in told
         assert told.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_exact_sums_are_asked_for_where_a_cpu_would_cut_them(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    for flags, wanted in (("fma avx2", True), ("avx2 avx_vnni", False), ("avx512_vnni", False)):
+        (tmp_path / "cpuinfo").write_text(f"flags : {flags}")
+        assert session_file._sums_saturate(str(tmp_path / "cpuinfo")) is wanted
+    assert session_file._sums_saturate(str(tmp_path / "none"))
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert not session_file._sums_saturate()
