@@ -15,6 +15,7 @@ PAGES = [
     "docs/distillation.md",
     "docs/language_models.md",
     "docs/search.md",
+    "docs/wrappers.md",
 ]
 SNIPPETS = [s for page in PAGES for s in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)]
 
@@ -29,7 +30,7 @@ def test_snippet_runs(snippet, capsys) -> None:
 
 
 def test_readme_has_snippets() -> None:
-    assert len(SNIPPETS) == 7
+    assert len(SNIPPETS) == 9
 
 
 @pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "docs/results.md"])
