@@ -112,10 +112,12 @@ def _tie(proto: ModelProto, table: str) -> None:
     stored = {tensor.name: tensor for tensor in graph.initializer}
     pairs = [(head + _QUANTIZED, table), (f"{head}_scale", f"{table}.scale")]
     found, own = ([numpy_helper.to_array(stored[pair[i]]) for pair in pairs] for i in (0, 1))
-    is_same = found[0].T.shape == own[0].shape and np.allclose(found[1], own[1], rtol=1e-6, atol=0)
-    if not is_same or np.abs(found[0].T.astype(np.int16) - own[0]).max(initial=0) > 1:
+    codes = np.ascontiguousarray(found[0].T)
+    used = codes.any(axis=1)  # a row of zeros, as that of the padding, has any scale
+    is_same = codes.shape == own[0].shape and np.allclose(found[1][used], own[1][used], rtol=1e-6, atol=0)
+    if not is_same or np.abs(codes.astype(np.int16) - own[0]).max(initial=0) > 1:
         return  # rounded in another way by another version: right as well, and larger
-    stored[table].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(found[0].T), table))
+    stored[table].CopyFrom(numpy_helper.from_array(codes, table))
     for pair in pairs:
         graph.initializer.remove(stored[pair[0]])
     for node in graph.node:

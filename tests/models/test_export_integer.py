@@ -34,6 +34,7 @@ def relative(found: np.ndarray, wanted: torch.Tensor) -> float:
 @torch.no_grad()
 def test_a_hybrid_is_near_the_float_model_and_its_own_rounding(scheme: str, tied: bool, tmp_path: Path) -> None:
     model = hybrid(**SIZES, mixers=MIXERS if tied else ["mamba2"], tie_word_embeddings=tied)
+    model.model.embed_tokens.weight[0] = 0.0  # as of padding: a row that has any scale
     checks = export_onnx(model, tmp_path, **calibrated(scheme, IDS, {"input_ids": IDS[:, :7]}))
     assert max(check.error for check in checks) < 0.05
     assert relative(OnnxModel(tmp_path, threads=1).forward(IDS)[0], model(IDS).logits) < 0.08  # measured: 0.05
