@@ -20,7 +20,8 @@ class MergeReport:
     """How near the weights of merged layers are to what they should be.
 
     errors: by layer, the root mean square of W' − (W + ΔW) over that of W + ΔW, in float64. W' is rounded to the dtype
-    of a float layer, and quantized again where the base is; 0 where a weight was put back to its very bits.
+    of a float layer, quantized again where the base is, and zero where a mask of `prune` holds it; 0 where a weight was
+    put back to its very bits.
     bases: by layer, what it is.
     """
 
@@ -52,7 +53,8 @@ def merge_lora(
                 config's tie_word_embeddings to False); by default such a layer is an error, as the other module would
                 change with it
     restorable: keep the weights as they were, for `unmerge_lora`; it takes their memory again
-    W + ΔW is computed in float64 and rounded once to the dtype of W, or quantized again as W was.
+    W + ΔW is computed in float64 and rounded once to the dtype of W, or quantized again as W was. What is pruned stays
+    pruned: of a layer that holds a mask, the ΔW of pruned weights is lost, and counts as error.
 
     Raises InputError, with the model as it was, where adapters are merged already, none is in use, a weight is tied,
     or a merged weight is not finite.

@@ -12,21 +12,25 @@ from neural_layers.linear_4bit import Linear4bit
 from neural_layers.linear_int4 import LinearInt4
 from neural_layers.linear_int8 import LinearInt8
 from neural_layers.quantized_embedding import Embedding4bit, EmbeddingInt4, EmbeddingInt8
+from neural_layers.wrappers.pruning.masks import mask_of
 
 
 def with_weight(base: Any, exact: Tensor) -> nn.Module:
     """A layer like `base` that computes with `exact` instead of its weight; its bias is the same tensor.
 
-    A float weight is rounded to its dtype; a quantized one is quantized again as it was. Raises InputError for a layer
-    that has no way to that.
+    A float weight is rounded to its dtype, and where the layer is pruned, is zero where that is; a quantized one is
+    quantized again as it was. Raises InputError for a layer that has no way to that.
     """
     weight = base._parameters.get("weight")
     if weight is not None and weight.is_floating_point():
         # Only the tables of the module are copied: what else it holds stays the same.
         new: Any = copy.copy(base)
-        for table in ("_parameters", "_buffers", "_modules"):
-            setattr(new, table, dict(getattr(base, table)))
-        new._parameters["weight"] = nn.Parameter(exact.to(weight.dtype), requires_grad=weight.requires_grad)
+        for table in ("_parameters", "_buffers", "_modules", "_forward_pre_hooks"):
+            setattr(new, table, copy.copy(getattr(base, table)))
+        new._non_persistent_buffers_set = set(base._non_persistent_buffers_set)
+        mask = mask_of(base)
+        made = exact if mask is None else exact.masked_fill(~mask, 0)
+        new._parameters["weight"] = nn.Parameter(made.to(weight.dtype), requires_grad=weight.requires_grad)
         return new
     again = next((make for kind, make in _QUANTIZED.items() if isinstance(base, kind)), None)
     if again is None:

@@ -127,7 +127,8 @@ def _masked_gradient(module: nn.Module | None, gradient: Tensor) -> Tensor:
 
 
 def _watch(module: nn.Module, inputs: Any) -> None:
-    if not torch.compiler.is_compiling() and _bind(module):
+    # A module that took this one's place, quantized, may have taken its hooks too, and has no mask.
+    if mask_of(module) is not None and not torch.compiler.is_compiling() and _bind(module):
         _zero(module)
 
 

@@ -173,7 +173,7 @@ def _count(name: str, remains: Tensor, amount: float, of: str) -> int:
     if count < pruned:
         raise ValueError(
             f"amount={amount} of the whole is less than the {pruned / remains.numel():.4g} that is pruned already of "
-            f"{name}; take a larger one, or of='remaining', or remove_masks first"
+            f"{name}; take a larger one, or of='remaining', or unprune(model) first"
         )
     return count
 

@@ -29,11 +29,21 @@ def record(model: nn.Module) -> None:
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "to_dict"):
         return
-    found = {name: int((~mask).sum()) for name, _, mask in masked(model)}
+    found = {_plain(name): int((~mask).sum()) for name, _, mask in masked(model)}
     if found:
         config.pruning = {"zeros": found}
     elif hasattr(config, "pruning"):
         del config.pruning
+
+
+def _plain(name: str) -> str:
+    """The name that a layer has without the adapter around it: it is saved under this one."""
+    return name.replace(".base_layer", "")
+
+
+def _by_plain_name(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    layers, skipped = prunable(model, tuple(KINDS))
+    return {_plain(name): layer for name, layer in layers.items()}, {_plain(name): why for name, why in skipped.items()}
 
 
 def unprune(model: nn.Module) -> None:
@@ -74,7 +84,7 @@ def noted_without_masks(model: nn.Module) -> list[str]:
 
 
 def _noted_layers(model: nn.Module, zeros: dict[str, int]) -> dict[str, nn.Module]:
-    known, skipped = prunable(model, tuple(KINDS))
+    known, skipped = _by_plain_name(model)
     for name, count in zeros.items():
         if name in skipped:
             raise InputError(f"the zeros of {name} cannot be held: {skipped[name]}")
@@ -97,7 +107,7 @@ def save_masks(model: nn.Module, path: Path | str) -> None:
     require("safetensors", extra="models")
     from safetensors.torch import save_file
 
-    found = {name: mask for name, _, mask in masked(model)}
+    found = {_plain(name): mask for name, _, mask in masked(model)}
     if not found:
         raise ValueError("no layer holds a mask; prune the model first")
     shapes = {name: list(mask.shape) for name, mask in found.items()}
@@ -113,7 +123,7 @@ def load_masks(model: nn.Module, path: Path | str) -> PruningReport:
     Returns the sparsity of these layers. Raises InputError where the file is none of these, is broken, or is of another
     model (the first layer is named that is missing or of another shape); the model is then as it was.
     """
-    layers, skipped = prunable(model, tuple(KINDS))
+    layers, skipped = _by_plain_name(model)
     found = _read(Path(path))
     for name, mask in found.items():
         if name in skipped:
