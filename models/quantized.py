@@ -82,6 +82,8 @@ class Quantizer(HfQuantizer):
         except ValueError as problem:
             raise InputError(f"the quantization_config in config.json cannot be used: {problem}") from problem
         names = _names_in(model, saved)
+        if not names:
+            raise InputError(f"none of the saved layers has a place in a {type(model).__name__}; load the saved class")
         plan = Plan(
             {
                 names[name]: entry | ({"shares": names[entry["shares"]]} if "shares" in entry else {})
@@ -131,7 +133,9 @@ def _names_in(model: Any, plan: Plan) -> dict[str, str]:
         for names in (base, headed):
             if names and all(name in modules for name in names.values()):
                 return names
-    return {name: name for name in plan.layers}
+    # Where another class is asked for than was saved, the base of a T5 as it may be, a head may have no place in it.
+    is_saved = type(model).__name__ in (model.config.architectures or ())
+    return {name: name for name in plan.layers if is_saved or name in modules}
 
 
 def _renamed(key: str, names: dict[str, str]) -> str:

@@ -173,3 +173,30 @@ def test_a_folder_without_config_needs_the_model(tmp_path) -> None:
     with pytest.raises(InputError, match="there is no config.json in .*; give load_quantized the float model too"):
         load_quantized(tmp_path)
     assert isinstance(load_quantized(tmp_path, hybrid()), HybridForCausalLM)
+
+
+def t5():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 1, "num_heads": 4}
+    return T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)).eval()
+
+
+@pytest.mark.parametrize("scheme", ["float16", "int8_dynamic", "int4", "nf4"])
+def test_layers_that_transformers_keeps_in_float32_stay_where_their_dtype_is_read(tmp_path, scheme) -> None:
+    model, ids = t5(), torch.arange(12).view(2, 6)
+    with torch.no_grad():
+        plain = model(input_ids=ids, decoder_input_ids=ids).logits
+        skipped = quantize(model, scheme).skipped
+        found = model(input_ids=ids, decoder_input_ids=ids).logits
+    assert (found - plain).norm() < 0.5 * plain.norm()
+    assert (any(name.endswith(".wo") for name in skipped)) == (scheme != "int8_dynamic")
+    model.save_pretrained(tmp_path)
+    base = AutoModel.from_pretrained(tmp_path)
+    expected = Plan.of(model).layers
+    del expected["lm_head"]
+    assert Plan.of(base).layers == expected
+    if scheme == "nf4":
+        with pytest.raises(ValueError, match="transformers keeps it in float32"):
+            quantize(t5(), Plan({"encoder.block.0.layer.1.DenseReluDense.wo": {"scheme": "nf4"}}))

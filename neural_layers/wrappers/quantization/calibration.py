@@ -103,8 +103,8 @@ def input_ranges(
             hook = model.get_submodule(name).register_forward_pre_hook(_watcher(name, seen[name]), with_kwargs=True)
             stack.callback(hook.remove)
         count = 0
-        for batch in batches:
-            _run(model, batch, count)
+        for batch in each("calibration", batches):
+            feed(model, batch, f"calibration batch {count}")
             count += 1
     if not count:
         raise InputError("calibration has no batch; give at least one (an iterator is empty once it was read)")
@@ -132,19 +132,29 @@ def _watcher(name: str, histogram: InputHistogram) -> Callable[..., None]:
     return watch
 
 
-def _run(model: nn.Module, batch: Any, index: int) -> None:
+def each(name: str, batches: Iterable[Any]) -> Iterable[Any]:
+    """The batches themselves. Raises InputError for a single one, whose rows or names would count as batches."""
+    if isinstance(batches, (Tensor, Mapping, str)):
+        raise InputError(f"{name} is one {type(batches).__name__}; give an iterable of batches, such as [{name}]")
+    if not isinstance(batches, Iterable):
+        raise InputError(f"{name} is a {type(batches).__name__}; give an iterable of batches")
+    return batches
+
+
+def feed(model: nn.Module, batch: Any, what: str = "the batch") -> Any:
+    """`model(**batch)` for a dict, `model(*batch)` for a tuple or list, otherwise `model(batch)`.
+
+    Raises InputError, with the batch's shapes and what the model says, where it refuses the batch.
+    """
     try:
         if isinstance(batch, Mapping):
-            model(**batch)
-        elif isinstance(batch, (tuple, list)):
-            model(*batch)
-        else:
-            model(batch)
+            return model(**batch)
+        return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
     except _NotFinite:
         raise
     except Exception as problem:  # what a model says of a wrong batch is its own affair
         said = " ".join(str(problem).split()) or type(problem).__name__
-        raise InputError(f"calibration batch {index} ({_shapes(batch)}): the model refuses it: {said}") from problem
+        raise InputError(f"{what} ({_shapes(batch)}): the model refuses it: {said}") from problem
 
 
 def _shapes(batch: Any) -> str:

@@ -41,9 +41,11 @@ class Format:
             raise ValueError(f"block_size={self.block_size}: {self.scheme!r} has no blocks; leave it out")
         if sizes is not None and self.block_size is None:
             object.__setattr__(self, "block_size", 64)
-        if sizes is not None and self.block_size not in sizes:
+        if sizes is not None and (type(self.block_size) is not int or self.block_size not in sizes):
             known = ", ".join(map(str, sizes))
             raise ValueError(f"block_size={self.block_size!r} must be one of {known} for {self.scheme!r}")
+        if self.double_quant not in (None, True, False):
+            raise ValueError(f"double_quant={self.double_quant!r} must be True or False")
         if self.double_quant and self.scheme not in FOUR_BIT:
             raise ValueError(f"double_quant=True: {self.scheme!r} has no scales to quantize; 'nf4' and 'fp4' have")
         object.__setattr__(self, "double_quant", bool(self.double_quant) if self.scheme in FOUR_BIT else None)

@@ -17,6 +17,14 @@ def _checked(dtype: torch.dtype) -> torch.dtype:
     return dtype
 
 
+def _rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    rounded = weight.detach().to(_checked(dtype), copy=True)
+    if not rounded.is_meta and not bool(rounded.isfinite().all()):
+        largest, most = float(weight.detach().abs().max()), torch.finfo(dtype).max
+        raise ValueError(f"the weight reaches {largest:.4g}, and {dtype} ends at {most:.4g}; take bfloat16")
+    return rounded
+
+
 class EmbeddingHalf(FrozenBits):
     """A table in 16 bits: ids (...) → (..., embedding_dim) in `dtype`, which `.to(dtype)` changes; the table not.
 
@@ -34,9 +42,12 @@ class EmbeddingHalf(FrozenBits):
 
     @classmethod
     def from_embedding(cls, embedding: nn.Embedding, dtype: torch.dtype) -> "EmbeddingHalf":
-        """The table of `embedding`, rounded to `dtype`; lookups in the dtype that it has."""
-        plain = embedding.weight.detach()
-        return cls(plain.to(_checked(dtype), copy=True), embedding.padding_idx, plain.dtype).train(embedding.training)
+        """The table of `embedding`, rounded to `dtype`; lookups in the dtype that it has.
+
+        Raises ValueError for a weight beyond the range of `dtype`.
+        """
+        plain = embedding.weight
+        return cls(_rounded(plain, dtype), embedding.padding_idx, plain.dtype).train(embedding.training)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -78,11 +89,14 @@ class LinearHalf(FrozenBits):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, dtype: torch.dtype) -> "LinearHalf":
-        """The weight of `linear`, rounded to `dtype`, and a copy of its bias."""
+        """The weight of `linear`, rounded to `dtype`, and a copy of its bias.
+
+        Raises ValueError for a weight beyond the range of `dtype`.
+        """
         bias = linear.bias
         if bias is not None:
             bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
-        return cls(linear.weight.detach().to(_checked(dtype), copy=True), bias).train(linear.training)
+        return cls(_rounded(linear.weight, dtype), bias).train(linear.training)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -109,7 +109,9 @@ def _checked(rungs: Sequence[str | Mapping[str, Any]]) -> dict[str, dict[str, An
     for rung in rungs:
         options = rung_options(rung)
         name = rung if isinstance(rung, str) else " ".join(str(value) for value in options.values())
-        if options.get("scheme") == "int8_qat":
+        if "scheme" not in options:
+            raise ValueError(f"the rung {name!r} has no 'scheme'; give the arguments of quantize")
+        if options["scheme"] == "int8_qat":
             raise ValueError("int8_qat is no rung: a layer prepared for training is not smaller; take int8")
         if name in found:
             raise ValueError(f"the rung {name!r} is in the ladder twice; name each once")

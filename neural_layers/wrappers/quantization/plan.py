@@ -34,10 +34,9 @@ class Plan:
             unknown = entry.keys() - _SETTINGS - {_SHARES}
             if unknown:
                 raise ValueError(f"layer {name!r}: {sorted(unknown)[0]!r} is no setting; there are {sorted(_SETTINGS)}")
-            if entry.get(_SHARES, name) not in self.layers:
-                raise ValueError(
-                    f"layer {name!r} shares the weight of {entry[_SHARES]!r}, which the plan does not have"
-                )
+            owner = entry.get(_SHARES)
+            if owner is not None and (owner == name or owner not in list(self.layers)):
+                raise ValueError(f"layer {name!r} shares the weight of {owner!r}, which is no other layer of the plan")
             try:
                 self.format(name)
             except ValueError as problem:

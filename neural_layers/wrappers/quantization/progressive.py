@@ -172,8 +172,8 @@ def progressive_quantize(
 def _check(floor: float | None, target_bytes: int | None, chunks: int) -> None:
     if floor is not None and not 0 < floor <= 1:
         raise ValueError(f"floor={floor} must be above 0 and at most 1: a share of the model's own score")
-    if target_bytes is not None and target_bytes < 1:
-        raise ValueError(f"target_bytes={target_bytes} must be at least 1")
+    if target_bytes is not None and (not isinstance(target_bytes, int) or target_bytes < 1):
+        raise ValueError(f"target_bytes={target_bytes!r} must be a whole number of bytes, at least 1")
     if chunks < 1:
         raise ValueError(f"chunks={chunks} must be at least 1")
 
@@ -181,7 +181,11 @@ def _check(floor: float | None, target_bytes: int | None, chunks: int) -> None:
 def _scorer(evaluate: Callable[[Any], float]) -> Callable[[nn.Module, str], float]:
     def score(model: nn.Module, what: str) -> float:
         with evaluating(model):
-            found = float(evaluate(model))
+            given = evaluate(model)
+        try:
+            found = float(given)
+        except (TypeError, ValueError, RuntimeError) as problem:
+            raise ValueError(f"evaluate gives a {type(given).__name__} ({what}); it must give one number") from problem
         if not math.isfinite(found) or found <= 0:
             raise ValueError(
                 f"evaluate gives {found} ({what}); it must be finite and positive, and more must be better: of a loss "

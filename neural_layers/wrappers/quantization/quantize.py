@@ -9,6 +9,7 @@ from torch import nn
 from neural_layers.linear_int8 import LinearInt8
 from neural_layers.wrappers.modules import replace_module, tensor_bytes
 from neural_layers.wrappers.quantization.calibration import OBSERVERS, input_ranges
+from neural_layers.wrappers.quantization.carrying import hold_zeros, take_hooks
 from neural_layers.wrappers.quantization.formats import Format, format_of, share
 from neural_layers.wrappers.quantization.plan import Plan
 from neural_layers.wrappers.quantization.qat import FakeQuantizedEmbedding, FakeQuantizedLinear
@@ -16,7 +17,6 @@ from neural_layers.wrappers.quantization.report import LayerReport, Quantization
 from neural_layers.wrappers.quantization.selection import Selection, as_patterns, select, select_named
 
 METHOD = "neural_layers"
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
 
 
 def quantize(
@@ -55,11 +55,13 @@ def quantize(
     `save_pretrained` and `from_pretrained` give the same model.
 
     Raises ValueError for a scheme or argument that does not fit, patterns that match nothing, layers that are quantized
-    already, weights that are not finite, and calibration data that is empty or does not fit; `model` is then unchanged.
+    already, weights that are not finite (in float16: would not be), and calibration data that is empty or does not fit;
+    `model` is then unchanged.
     """
     plan, format = _formats(scheme, double_quant, block_size)
     if plan is None:
-        chosen = select(model, as_patterns(include), as_patterns(exclude) or (), embeddings=embeddings)
+        patterns = (as_patterns(include), as_patterns(exclude) or ())
+        chosen = select(model, scheme, *patterns, embeddings=embeddings)
         formats = dict.fromkeys(chosen.layers, format)
     else:
         if include is not None or exclude or not embeddings:
@@ -136,12 +138,16 @@ def _check_weights(layers: dict[str, nn.Module]) -> None:
 
 @torch.no_grad()
 def _build(chosen: Selection, formats: dict[str, Any]) -> dict[str, nn.Module]:
-    made = {name: formats[name].of(layer) for name, layer in chosen.layers.items()}
+    made: dict[str, nn.Module] = {}
+    for name, layer in chosen.layers.items():
+        try:
+            made[name] = formats[name].of(layer)
+        except ValueError as problem:
+            raise ValueError(f"{name}: {problem}; or exclude it") from problem
     for name, owner in chosen.owners.items():
         share(made[name], made[owner])
     for name, layer in chosen.layers.items():
-        for hooks in _HOOKS:
-            getattr(made[name], hooks).update(getattr(layer, hooks))
+        take_hooks(layer, made[name])
     return made
 
 
@@ -196,6 +202,9 @@ def _install(model: nn.Module, made: dict[str, nn.Module], chosen: Selection) ->
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if id(module) in places:
             replace_module(model, name, made[places[id(module)]])
+    for name, new in made.items():
+        if isinstance(new, (FakeQuantizedLinear, FakeQuantizedEmbedding)):
+            hold_zeros(chosen.layers[name], new)
     record(model)
     return QuantizationReport(tuple(layers), before, tensor_bytes(model), dict(chosen.skipped))
 

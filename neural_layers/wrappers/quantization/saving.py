@@ -55,7 +55,7 @@ def save_quantized(model: nn.Module, folder: str | Path, format: str = METHOD) -
         record(model)
         _write_config(model, folder, other)
     if other is None:
-        content = {"model": type(model).__name__, "layers": plan.layers, "same": same}
+        content = {"model": type(model).__name__, "layers": plan.layers, "dtypes": _dtypes(model, plan), "same": same}
         save_json(folder / PLAN, content)
     else:
         # A plan of an earlier save would be taken for that of these weights.
@@ -67,20 +67,23 @@ def load_quantized(folder: str | Path, model: nn.Module | None = None) -> nn.Mod
     """The model that `save_quantized` or `save_pretrained` wrote to `folder`, or bitsandbytes in 4 bits: the same bits.
 
     model: a float model of the architecture, which is filled in place and returned (in its mode, training or not), its
-           parameters in the dtypes of the file. None: a transformers model is built after config.json, in evaluation
-           mode; for that import `neural_layers.models.quantized` (the model packages do).
+           parameters and lookups in the dtypes that they were saved in. None: a transformers model is built after
+           config.json, in evaluation mode; for that import `neural_layers.models.quantized` (the model packages do).
     Raises InputError for a folder that is incomplete, broken, or of another model; `model` is then unchanged.
     """
     folder = Path(folder)
     files = weight_files(folder)
     tensors = read_tensors(files)
-    plan, same = _saved_plan(folder, tensors)
+    plan, same, dtypes = _saved_plan(folder, tensors)
     if model is None:
         if not loaders:
             raise InputError("without a model, import neural_layers.models.quantized first, or give the float model")
         return loaders[0](folder, plan)
     taken = tuple(f"{name}." for name in plan.layers)
     made = restored_layers(model, plan, tensors)
+    for name, layer in made.items():
+        if hasattr(layer, "dtype") and name in dtypes:
+            layer.dtype = dtypes[name]
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(taken)}
     targets = _targets(model, plan, rest, same, folder)
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -94,17 +97,19 @@ def load_quantized(folder: str | Path, model: nn.Module | None = None) -> nn.Mod
     return model
 
 
-def _saved_plan(folder: Path, tensors: dict[str, Tensor]) -> tuple[Plan, dict[str, str]]:
-    """The plan in a folder, and the names of tensors that were written under another name."""
+def _saved_plan(folder: Path, tensors: dict[str, Tensor]) -> tuple[Plan, dict[str, str], dict[str, torch.dtype]]:
+    """The plan in a folder, the names of tensors that were written under another name, the dtypes of lookups."""
     try:
         if (folder / PLAN).is_file():
             content = read_json(folder / PLAN)
-            return Plan(content["layers"]), dict(content.get("same", {}))
+            dtypes = {name: _dtype(told) for name, told in content.get("dtypes", {}).items()}
+            return Plan(content["layers"]), dict(content.get("same", {})), dtypes
         config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
         told = config.get("quantization_config") or {}
         if told.get("quant_method") == METHOD:
-            return Plan(told["layers"]), {}
-    except (KeyError, TypeError, ValueError) as problem:
+            plan, whole = Plan(told["layers"]), config.get("dtype")
+            return plan, {}, {} if whole is None else dict.fromkeys(plan.layers, _dtype(whole))
+    except (AttributeError, KeyError, TypeError, ValueError) as problem:
         raise InputError(f"the plan in {folder} cannot be used: {problem!r}; save the model again") from problem
     plan = plan_of_bitsandbytes(tensors)
     if not plan.layers:
@@ -113,7 +118,20 @@ def _saved_plan(folder: Path, tensors: dict[str, Tensor]) -> tuple[Plan, dict[st
             f"{folder} holds no quantized model (no {PLAN}, quant_method {method!r}); give a folder of save_quantized, "
             "or of bitsandbytes in 4 bits"
         )
-    return plan, {}
+    return plan, {}, {}
+
+
+def _dtypes(model: nn.Module, plan: Plan) -> dict[str, str]:
+    """The dtypes of what the quantized embeddings give, which no tensor of theirs has."""
+    layers = {name: getattr(model.get_submodule(name), "dtype", None) for name in plan.layers}
+    return {name: str(dtype).removeprefix("torch.") for name, dtype in layers.items() if dtype is not None}
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"{name!r} is no floating-point dtype")
+    return found
 
 
 def _targets(

@@ -1,7 +1,8 @@
 """Which layers of a model a scheme is for, and why the others are left as they are."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +13,9 @@ from neural_layers.wrappers.quantization.formats import format_of
 
 _TAKEN = "only linear layers (nn.Linear) and embeddings (nn.Embedding) can be quantized"
 _READ = "torch's attention reads its weight without calling it"
+_WHOLE = "transformers keeps it in float32, and casts its input to the dtype that its weight is stored in"
+# Schemes whose stored dtype holds no activations: bytes of codes, and float16, for which it is kept in float32.
+_CAST = ("float16", "int4", "nf4", "fp4")
 _FORWARDS = (nn.Linear.forward, Linear.forward, nn.Embedding.forward)
 
 
@@ -31,9 +35,9 @@ def as_patterns(patterns: str | Iterable[str] | None) -> tuple[str, ...] | None:
 
 
 def select(
-    model: nn.Module, include: tuple[str, ...] | None, exclude: tuple[str, ...], *, embeddings: bool
+    model: nn.Module, scheme: object, include: tuple[str, ...] | None, exclude: tuple[str, ...], *, embeddings: bool
 ) -> Selection:
-    """The layers that are to be quantized, by patterns as `wrappers.modules.matches` reads them.
+    """The layers that are to be quantized to `scheme`, by patterns as `wrappers.modules.matches` reads them.
 
     Raises ValueError for a pattern that fits no module, an `include` that asks for layers of another kind, layers that
     are quantized already, and where none is left.
@@ -42,7 +46,7 @@ def select(
     _check_patterns((include or ()) + exclude, [name for own in names.values() for name in own])
     layers: dict[str, nn.Module] = {}
     skipped: dict[str, str] = {}
-    read = read_by_others(model)
+    read, whole = read_by_others(model), kept_in_float32(model) if scheme in _CAST else set()
     for name, module in model.named_modules():
         own, format = names[id(module)], format_of(module)
         asked = include is None or any(matches(n, p) for n in own for p in include)
@@ -67,6 +71,8 @@ def select(
             skipped[name] = why
         elif any(n in read for n in own):
             skipped[name] = _READ
+        elif any(n in whole for n in own):
+            skipped[name] = _WHOLE
         elif isinstance(module, nn.Embedding) and not embeddings:
             skipped[name] = "embeddings=False"
         else:
@@ -80,12 +86,12 @@ def select(
     return Selection(layers, skipped, owners)
 
 
-def select_named(model: nn.Module, names: Iterable[str]) -> Selection:
+def select_named(model: nn.Module, entries: Mapping[str, Mapping[str, Any]]) -> Selection:
     """The layers that a plan names. Raises ValueError for one that there is not, or that cannot be quantized."""
     modules = dict(model.named_modules(remove_duplicate=False))
     layers: dict[str, nn.Module] = {}
-    read = read_by_others(model)
-    for name in names:
+    read, whole, first = read_by_others(model), kept_in_float32(model), dict[int, str]()
+    for name, entry in entries.items():
         if name not in modules:
             raise ValueError(f"the plan's layer {unmatched_error([name], modules)}; the plan is of another model")
         module = modules[name]
@@ -93,8 +99,12 @@ def select_named(model: nn.Module, names: Iterable[str]) -> Selection:
         if format is not None:
             _refuse_quantized(name, format.scheme)
         why = obstacle(module) or (_READ if name in read else None)
+        if why is None and name in whole and entry["scheme"] in _CAST:
+            why = _WHOLE
         if why is not None:
             raise ValueError(f"the plan's layer {name!r} cannot be quantized: {why}")
+        if first.setdefault(id(module), name) != name:
+            raise ValueError(f"the plan's layers {first[id(module)]!r} and {name!r} are one module; name it once")
         layers[name] = module
     skipped = {
         name: "not in the plan"
@@ -117,11 +127,28 @@ def obstacle(module: nn.Module) -> str | None:
         return f"a {kind} has a forward of its own, which a quantized layer would not follow"
     if torch.nn.utils.parametrize.is_parametrized(module):
         return "its weight is parametrized; remove the parametrization first"
+    for name in ("weight", "bias") if isinstance(module, nn.Linear) else ("weight",):
+        if name not in module._parameters:
+            return (
+                f"its {name} is no parameter but computed before every call, as by weight_norm or "
+                "torch.nn.utils.prune; remove that first"
+            )
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
         return f"max_norm={module.max_norm} changes its table in every call"
     if not module.weight.is_floating_point():
         return f"its weight is {module.weight.dtype}, no floating-point numbers"
     return None
+
+
+def kept_in_float32(model: nn.Module) -> set[str]:
+    """The names of the modules that transformers keeps in float32, as T5's `wo`, which reads its weight's dtype."""
+    return {
+        f"{start}.{name}".removeprefix(".")
+        for start, inner in model.named_modules()
+        for pattern in getattr(inner, "_keep_in_fp32_modules", None) or ()
+        for name, module in inner.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.Linear) and matches(name, pattern)
+    }
 
 
 def _names(model: nn.Module) -> dict[int, list[str]]:

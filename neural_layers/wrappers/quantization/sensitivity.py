@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neural_layers.wrappers.quantization.calibration import feed
 from neural_layers.wrappers.quantization.ladder import Ladder
-from neural_layers.wrappers.quantization.trials import logits, run
+from neural_layers.wrappers.quantization.trials import logits
 
 # {layer: {rung: divergence}}
 Sensitivity = dict[str, dict[str, float]]
@@ -22,7 +23,7 @@ def measure(ladder: Ladder, batches: list[Any]) -> Sensitivity:
     otherwise all. For other outputs the squared difference over the squared output. One pass over `batches` for each
     layer and rung, without gradients; the model's own logits of all batches are held.
     """
-    compare = _kl if hasattr(run(ladder.model, batches[0]), "logits") else _squared
+    compare = _kl if hasattr(feed(ladder.model, batches[0]), "logits") else _squared
     own = [logits(ladder.model, batch) for batch in batches]
     return {
         layer: {rung: _divergence(ladder.build({layer: rung}), batches, own, compare) for rung in options}

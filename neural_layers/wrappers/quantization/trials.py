@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_layers.errors import InputError
+from neural_layers.wrappers.quantization.calibration import each, feed
 from neural_layers.wrappers.quantization.plan import Plan
 from neural_layers.wrappers.quantization.quantize import quantize
 
@@ -38,9 +39,7 @@ def wants_calibration(scheme: str | Plan) -> bool:
 
 def as_batches(name: str, batches: Iterable[Any]) -> list[Any]:
     """All batches, held. Raises InputError where there is none."""
-    if isinstance(batches, (Tensor, Mapping)):
-        raise InputError(f"{name} is one {type(batches).__name__}; give an iterable of batches, such as [{name}]")
-    held = list(batches)
+    held = list(each(name, batches))
     if not held:
         raise InputError(f"{name} has no batch; give at least one (an iterator is empty once it was read)")
     return held
@@ -56,9 +55,9 @@ def run(model: nn.Module, batch: Any) -> Any:
 def logits(model: nn.Module, batch: Any) -> Tensor:
     """The output's `logits`, or the output itself, or its first tensor.
 
-    Raises InputError for an output without a tensor, and for one with NaN or infinity.
+    Raises InputError for a batch that the model refuses, an output without a tensor, and one with NaN or infinity.
     """
-    output = run(model, batch)
+    output = feed(model, batch)
     found = getattr(output, "logits", output)
     if not isinstance(found, Tensor):
         values = found.values() if isinstance(found, Mapping) else found if isinstance(found, (tuple, list)) else ()

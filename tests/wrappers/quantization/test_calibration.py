@@ -147,6 +147,9 @@ class Partial(nn.Module):
         ([torch.ones(2, 64)], "never reached unused; give batches that use them, or exclude them"),
         ([torch.full((2, 64), torch.inf)], "used: its input holds NaN or infinity"),
         ([torch.ones(2, 64, device="meta")], "meta"),
+        (torch.ones(2, 64), r"calibration is one Tensor; give an iterable of batches, such as \[calibration\]"),
+        ({"x": torch.ones(2, 64)}, "calibration is one dict"),
+        (3, "calibration is a int; give an iterable"),
         (["text"], r"calibration batch 0 \(str\)"),
     ],
 )
@@ -157,6 +160,20 @@ def test_data_that_does_not_serve_is_told_and_nothing_changes(batches, message) 
     assert type(model.used) is nn.Linear
     assert not model.used._forward_pre_hooks
     quantize(model, "int8_static", calibration=[torch.ones(2, 64)], exclude="unused")
+
+
+def test_data_that_breaks_off_leaves_the_model_as_it_was() -> None:
+    def batches():
+        yield torch.ones(2, 64)
+        raise OSError("the disk is gone")
+
+    model = Partial().train()
+    model.unused.eval()
+    with pytest.raises(OSError, match="the disk is gone"):
+        quantize(model, "int8_static", calibration=batches(), exclude="unused")
+    assert type(model.used) is nn.Linear
+    assert (model.training, model.used.training, model.unused.training) == (True, True, False)
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_an_input_of_zeros_has_a_range() -> None:

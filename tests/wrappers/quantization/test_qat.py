@@ -11,6 +11,7 @@ from torch import nn
 
 from neural_layers.linear_int8 import LinearInt8
 from neural_layers.quantized_embedding import EmbeddingInt8
+from neural_layers.wrappers.pruning import prune
 from neural_layers.wrappers.quantization import Plan, convert_qat, quantize
 from neural_layers.wrappers.quantization.qat import FakeQuantizedLinear, fake_quantize_rows
 from tests.wrappers.quantization.samples import cvm, hybrid, outputs, tower
@@ -144,3 +145,19 @@ def test_what_is_not_prepared_is_not_converted() -> None:
     with pytest.raises(ValueError, match=r"first\.0\.weight holds NaN or infinity"):
         convert_qat(model)
     assert isinstance(model.first[0], FakeQuantizedLinear)
+
+
+def test_zeros_of_a_pruned_layer_hold_in_training() -> None:
+    model = nn.Sequential(nn.Linear(64, 64))
+    prune(model, "l1", 0.5)
+    zero = model[0].weight == 0
+    quantize(model, "int8_qat")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    model(torch.randn(4, 64)).square().sum().backward()
+    assert (model[0].weight.grad[zero] == 0).all()
+    assert (model[0].weight.grad[~zero] != 0).any()
+    optimizer.step()
+    assert (model[0].weight[zero] == 0).all()
+    convert_qat(model)
+    assert (model[0].weight[zero] == 0).all()
+    assert model(torch.randn(4, 64)).isfinite().all()

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import nn
 
 from neural_layers import Linear4bit
@@ -157,6 +158,41 @@ def test_hooks_and_modes_go_over() -> None:
     assert quantized(tower().train(), "nf4").first[0].training
 
 
+def test_hooks_are_removed_and_called_as_before() -> None:
+    model, calls = tower(), []
+    handle = model.first[0].register_forward_hook(lambda *_: calls.append("forward"))
+    model.first[0].register_full_backward_hook(lambda *_: calls.append("backward"))
+    quantize(model, "nf4")
+    model.first[0](torch.randn(2, 64, requires_grad=True)).sum().backward()
+    assert calls == ["forward", "backward"]
+    handle.remove()
+    model.first[0](torch.randn(2, 64))
+    assert calls == ["forward", "backward"]
+
+
+def test_a_weight_that_float16_cannot_hold_is_refused() -> None:
+    for name in ("first.0", "embed"):
+        model = tower()
+        model.get_submodule(name).weight.data[0, 0] = 1e6
+        with pytest.raises(
+            ValueError, match=rf"{name}: the weight reaches 1e\+06, and torch.float16 ends at 6.55e\+04"
+        ):
+            quantize(model, "float16")
+        assert type(model.first[0]) is nn.Linear
+        quantize(model, "bfloat16")
+
+
+def test_weights_that_hooks_compute_are_left_and_told() -> None:
+    model = nn.ModuleDict({"plain": nn.Linear(64, 64), "normed": nn.Linear(64, 64), "cut": nn.Linear(64, 64)})
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(model["normed"])
+    torch.nn.utils.prune.l1_unstructured(model["cut"], "bias", amount=0.5)
+    skipped = quantize(model, "int8_dynamic").skipped
+    assert skipped["normed"].startswith("its weight is no parameter but computed before every call")
+    assert skipped["cut"].startswith("its bias is no parameter")
+    assert all(layer(torch.randn(2, 64)).shape == (2, 64) for layer in model.values())
+
+
 class Scaled(nn.Linear):
     def forward(self, input):
         return 2 * super().forward(input)
@@ -206,6 +242,10 @@ def layer(**changes) -> Plan:
         ({"scheme": layer(), "exclude": "head"}, "include, exclude and embeddings are not for a Plan"),
         ({"scheme": layer(), "double_quant": True}, "double_quant and block_size are not for a Plan"),
         ({"scheme": Plan({"first.9": {"scheme": "nf4"}})}, "'first.9' matches no module; the nearest are first.2"),
+        (
+            {"scheme": Plan({"first.0": {"scheme": "nf4"}, "again.0": {"scheme": "int4"}})},
+            "'first.0' and 'again.0' are one module; name it once",
+        ),
         ({"scheme": Plan({"conv": {"scheme": "nf4"}})}, "'conv' cannot be quantized: it is a Conv1d"),
         (
             {"scheme": Plan({"head": {"scheme": "nf4"}})},
@@ -269,6 +309,10 @@ def test_weights_without_values_are_refused() -> None:
         ('{"layers": {"a": {"scheme": "nf5"}}}', "layer 'a': scheme='nf5' must be one of"),
         ('{"layers": {"a": {"scheme": "nf4", "bits": 4}}}', "layer 'a': 'bits' is no setting"),
         ('{"layers": {"a": {"scheme": "nf4", "shares": "b"}}}', "shares the weight of 'b', which"),
+        ('{"layers": {"a": {"scheme": "nf4", "shares": "a"}}}', "'a', which is no other layer of the plan"),
+        ('{"layers": {"a": {"scheme": "nf4", "shares": ["b"]}}}', "['b'], which is no other layer of the plan"),
+        ('{"layers": {"a": {"scheme": "nf4", "block_size": 64.0}}}', "block_size=64.0 must be one of"),
+        ('{"layers": {"a": {"scheme": "nf4", "double_quant": "no"}}}', "double_quant='no' must be True or False"),
     ],
 )
 def test_a_plan_that_is_none_is_refused(text, message) -> None:

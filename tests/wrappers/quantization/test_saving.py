@@ -51,6 +51,8 @@ def test_plain_parameters_come_in_the_dtype_of_the_file(tmp_path) -> None:
     loaded = load_quantized(tmp_path / "model", tower(seed=1).train())
     assert loaded.training
     assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+    assert outputs(loaded.eval()).dtype == torch.bfloat16
+    assert torch.equal(outputs(loaded), outputs(model))
 
 
 def test_saving_again_replaces_and_an_interrupted_save_does_not(tmp_path, monkeypatch) -> None:
