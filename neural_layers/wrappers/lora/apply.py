@@ -22,8 +22,11 @@ def apply_lora(model: nn.Module, config: LoRAConfig, name: str = "default") -> C
     weight stays tied, and an adapter of one of its two modules changes that module alone. A model whose gradient
     checkpointing is on gets `enable_input_require_grads`, because the reentrant kind would else find nothing to train.
 
+    The state dict has the names of the wrappers: it continues a training, and `from_pretrained` does not find its
+    weights in it. Save the adapter (`save_adapter`), or the whole model after `fold_lora`.
+
     Raises InputError, with the model as it was, for targets that match nothing (naming the nearest), a rank above a
-    layer's, a name that is taken, and merged adapters.
+    layer's, a name that is taken, merged adapters, and within `adapter_rows` and `disable_adapters`.
     """
     check_new_name(model, name)
     targets, skipped = find_targets(model, config)
@@ -50,12 +53,15 @@ def _settings(config: LoRAConfig, target: Target) -> Settings:
 
 
 def check_new_name(model: nn.Module, name: str) -> None:
-    """Raise InputError for a name that no adapter can have or that one has, and while adapters are merged."""
+    """Raise InputError for a name that no adapter can have or that one has, and while adapters are merged, disabled or
+    chosen by rows."""
     if not name or "." in name or hasattr(nn.ModuleDict(), name):
         raise InputError(f"an adapter cannot be named {name!r}: a name has no dots and is none of torch's own words")
     for own, layer in ((n, m) for n, m in model.named_modules() if isinstance(m, LoRALayer)):
         if layer.merged is not None:
             raise InputError(f"adapters are merged into {own}; unmerge_lora(model) before another is added")
+        if layer.selection.rows is not None or layer.selection.is_disabled:
+            raise InputError("adapters are chosen by rows or disabled; leave that block before another is added")
         if name in layer.adapters:
             raise InputError(f"there is an adapter {name!r} already; remove_adapter(model, {name!r}), or choose a name")
 

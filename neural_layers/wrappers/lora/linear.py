@@ -76,8 +76,8 @@ class LoRALinear(LoRALayer):
         if out.dtype != hidden.dtype:
             return out + (F.linear(hidden, adapter.lora_B) * (factor * scale)).to(out.dtype)
         # One call instead of a product, a scaling and a sum, each of which would write an output of its own.
-        flat = torch.addmm(out.flatten(0, -2), hidden.flatten(0, -2), adapter.lora_B.t(), alpha=factor * scale)
-        return flat.view(out.shape)
+        flat, low = out.reshape(-1, self.out_features), hidden.reshape(-1, adapter.settings.r)
+        return torch.addmm(flat, low, adapter.lora_B.t(), alpha=factor * scale).view(out.shape)
 
     def _dora(self, adapter: Adapter, x: Tensor, seen: Tensor, base: Tensor, low: Tensor) -> Tensor:
         """(m/‖W + ΔW‖ − 1) · W·x + m/‖W + ΔW‖ · s·B·A·x."""

@@ -4,6 +4,7 @@ PEFT matches names by regular expressions: `target_modules` by the last parts of
 all of it; the keys of `rank_pattern` and `alpha_pattern` by its end.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -33,6 +34,16 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "megatron_config": (None,),
     # The others change the weights of the base, or quantize them.
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+}
+
+
+# What PEFT writes beside these, and what does not change what a loaded adapter computes.
+_OTHERS = {
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "ensure_weight_tying"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_core", "qalora_group_size"),
+    "runtime_config",
 }
 
 
@@ -81,15 +92,28 @@ def read_settings(config: Mapping[str, Any], name: str) -> Settings:
     r = _of(config, "rank_pattern", name, config.get("r"))
     alpha = _of(config, "alpha_pattern", name, config.get("lora_alpha"))
     dropout = config.get("lora_dropout") or 0.0
-    if not isinstance(r, int) or r < 1 or not isinstance(alpha, int | float):
+    if not _is_number(r, 1) or not isinstance(r, int) or not _is_number(alpha):
         raise InputError(f"adapter_config.json gives {name} r={r!r} and lora_alpha={alpha!r}; expected numbers")
+    if not _is_number(dropout, 0) or dropout >= 1:
+        raise InputError(f"adapter_config.json has lora_dropout={dropout!r}; expected a number in [0, 1)")
     use_rslora, use_dora = bool(config.get("use_rslora")), bool(config.get("use_dora"))
     return Settings(r=r, alpha=alpha, dropout=float(dropout), use_rslora=use_rslora, use_dora=use_dora)
 
 
+def _is_number(value: Any, least: float = -math.inf) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= least
+
+
 def _of(config: Mapping[str, Any], field: str, name: str, default: Any) -> Any:
     patterns = config.get(field) or {}
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+    if not isinstance(patterns, dict):
+        raise InputError(f"adapter_config.json has {field}={patterns!r}; expected names with numbers")
+    try:
+        return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+    except re.error as error:
+        raise InputError(
+            f"adapter_config.json has {field}={patterns!r}, with no regular expression: {error}"
+        ) from error
 
 
 def check_config(config: Any) -> dict[str, Any]:
@@ -103,5 +127,12 @@ def check_config(config: Any) -> dict[str, Any]:
             raise InputError(
                 f"adapter_config.json has {field}={config[field]!r}, which is not supported; merge the adapter with "
                 "PEFT, or train one without it"
+            )
+    for field, value in config.items():
+        # Of a newer PEFT, perhaps: what it would change is not known. Off is what every option of it is by default.
+        if field not in _PLAIN and field not in _OTHERS and value not in (None, False, [], {}):
+            raise InputError(
+                f"adapter_config.json has {field}={value!r}, which is not known here; merge the adapter with PEFT, or "
+                "take the field out if it changes nothing of what the adapter computes"
             )
     return config

@@ -79,7 +79,11 @@ def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
         pickled = folder / "adapter_model.bin"
         if pickled.is_file():
             raise InputError(f"{pickled} is pickled, and nothing is unpickled; let PEFT save it as {WEIGHTS}")
-        raise InputError(f"{folder} holds no {WEIGHTS}; give a folder that PEFT or save_adapter wrote an adapter to")
+        named = sorted(folder.glob(f"*/{WEIGHTS}"))  # PEFT's place for an adapter with a name of its own
+        where = (
+            f": {named[0].parent} does" if named else "; give a folder that PEFT or save_adapter wrote an adapter to"
+        )
+        raise InputError(f"{folder} holds no {WEIGHTS}{where}")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
@@ -131,9 +135,14 @@ def _without_base(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, 
                 continue  # quantized since, and not to be compared
             shape = None if own is None else tuple(own.shape)
             raise InputError(f"the adapter is of another base: {key} has shape {tuple(tensor.shape)}, here {shape}")
-        if own.is_floating_point() and not torch.equal(own.detach().cpu(), tensor.to(own.dtype)):
+        if own.is_floating_point() and not _same_numbers(own.detach().cpu(), tensor):
             raise InputError(f"the adapter is of another base: {key} has other numbers than the model's {path}")
     return kept
+
+
+def _same_numbers(own: Tensor, given: Tensor) -> bool:
+    """Whether the one is the other, or was rounded to a narrower dtype."""
+    return torch.equal(own, given.to(own.dtype)) or torch.equal(own.to(given.dtype), given)
 
 
 def _fit(model: nn.Module) -> list[tuple[tuple[str, ...], nn.Module, type[LoRALayer]]]:

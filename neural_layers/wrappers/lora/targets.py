@@ -16,6 +16,7 @@ from neural_layers.wrappers.lora.linear import LoRALinear
 from neural_layers.wrappers.modules import matches, read_by_others, unmatched_error
 
 _READ_BY_TORCH = "torch reads its weight without calling it"
+_TAKEN = "torch.nn.Linear, Embedding and Conv1d do, and the quantized layers of this library"
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,10 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> tuple[list[Target], di
     targets = [t for t in wanted if t.name not in skipped]
     if not targets:
         why = f" but those whose weights torch reads itself ({', '.join(skipped)})" if skipped else ""
-        raise InputError(f"target_modules={config.target_modules!r} matches no module{why}; name others")
+        raise InputError(
+            f"target_modules={config.target_modules!r} matches no module inside the {type(model).__name__}{why}; "
+            f"{_TAKEN}"
+        )
     for field in ("rank_pattern", "alpha_pattern"):
         _refuse_unmatched(field, tuple(getattr(config, field)), [(t.names, t.module) for t in targets], targets)
     return targets, skipped
@@ -111,10 +115,12 @@ def _refuse_unmatched(
         other = next((module for names, module in modules if _matches(names, pattern)), None)
         if other is None:
             raise InputError(f"{field}: {unmatched_error([pattern], [name for t in fit for name in t.names])}")
-        raise InputError(
-            f"{field}: {pattern!r} matches a {type(other).__name__}, which takes no adapter; linear layers, embeddings "
-            "and Conv1d do"
-        )
+        raise InputError(f"{field}: {pattern!r} matches a {_told(other)}, which takes no adapter; {_TAKEN}")
+
+
+def _told(module: nn.Module) -> str:
+    # transformers' Conv1D, a linear layer with its weight transposed, is one letter from torch's.
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def _output_head(model: nn.Module) -> nn.Module | None:

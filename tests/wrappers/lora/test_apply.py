@@ -101,7 +101,7 @@ def test_layers_and_patterns_choose_modules_ranks_and_scales() -> None:
     ("config", "message"),
     [
         (LoRAConfig(target_modules=("q_prj",)), r"'q_prj' matches no module; the nearest are .*q_proj"),
-        (LoRAConfig(target_modules=("norm",)), "'norm' matches a RMSNorm, which takes no adapter"),
+        (LoRAConfig(target_modules=("norm",)), r"'norm' matches a .*\.RMSNorm, which takes no adapter"),
         (LoRAConfig(r=17), r"q_proj: r=17 is above the rank 16 .* rank_pattern"),
         (LoRAConfig(r=8, target_modules=("conv1d",)), r"conv1d: r=8 is above the rank 4 .* rank_pattern"),
         (LoRAConfig(layers=(7,)), r"layers=7 has no module of target_modules; those that have: 2"),
@@ -234,6 +234,25 @@ def test_half_precision_bases_train_in_float32_and_answer_in_their_own_dtype() -
     assert model(ids).logits.dtype == before.dtype == torch.bfloat16
     loss_of(model, ids).backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_a_single_vector_is_adapted_as_rows_are() -> None:
+    model = nn.Sequential(nn.Linear(5, 7)).double()
+    trained(model, LoRAConfig(r=2, target_modules=("0",)))
+    rows = torch.randn(3, 5, dtype=torch.float64)
+    torch.testing.assert_close(model(rows[1]), model(rows)[1])
+
+
+def test_where_nothing_takes_an_adapter_what_does_is_told() -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra models")
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=2))
+    taken = "torch.nn.Linear, Embedding and Conv1d do"
+    with pytest.raises(
+        ValueError, match=rf"'c_attn' matches a transformers.*\.Conv1D, which takes no adapter; {taken}"
+    ):
+        apply_lora(model, LoRAConfig(target_modules=("c_attn",)))
+    with pytest.raises(ValueError, match=f"matches no module inside the GPT2LMHeadModel; {taken}"):
+        apply_lora(model, LoRAConfig(target_modules="all-linear"))
 
 
 def test_an_embedding_that_rewrites_its_weight_is_refused() -> None:

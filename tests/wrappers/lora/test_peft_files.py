@@ -1,5 +1,6 @@
 """Adapters that go between PEFT and here, in both directions, with PEFT's logits as the judge."""
 
+import dataclasses
 import json
 
 import pytest
@@ -147,6 +148,26 @@ def test_weights_of_the_base_beside_an_adapter_must_be_those_of_the_model(tmp_pa
     assert unchanged(model)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_weights_of_the_base_beside_an_adapter_may_be_rounded(tmp_path) -> None:
+    peft_model(llama().to(torch.bfloat16), {"target_modules": ("embed_tokens",)}).save_pretrained(tmp_path)
+    load_adapter(llama(), tmp_path)
+    load_adapter(llama().to(torch.bfloat16), tmp_path)
+
+
+def test_every_field_of_an_adapters_config_is_known_here() -> None:
+    from neural_layers.wrappers.lora.peft_config import _OTHERS, _PLAIN
+
+    assert {field.name for field in dataclasses.fields(peft.LoraConfig)} <= _OTHERS | _PLAIN.keys()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_folder_above_an_adapter_with_a_name_tells_where_it_is(tmp_path) -> None:
+    peft.get_peft_model(llama(), peft.LoraConfig(target_modules=["q_proj"]), "mine").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds no adapter_model.safetensors: .*mine does"):
+        load_adapter(llama(), tmp_path)
+
+
 def unchanged(model):
     return not any(isinstance(m, LoRALinear) for m in model.modules()) and all(
         p.requires_grad for p in model.parameters()
@@ -203,6 +224,13 @@ def spoil(folder, case):
         ('{"bias": "all"}', "bias='all', which is not supported"),
         ('{"init_lora_weights": "pissa"}', "init_lora_weights='pissa'"),
         ('{"peft_type": "IA3"}', "peft_type='IA3'; expected 'LORA'"),
+        ('{"of_tomorrow": {"x": 1}}', "of_tomorrow={'x': 1}, which is not known here"),
+        ('{"r": true}', "gives .* r=True"),
+        ('{"lora_alpha": NaN}', "lora_alpha=nan; expected numbers"),
+        ('{"lora_dropout": 1.5}', r"lora_dropout=1.5; expected a number in \[0, 1\)"),
+        ('{"lora_dropout": "a"}', "lora_dropout='a'"),
+        ('{"rank_pattern": ["q_proj"]}', r"rank_pattern=\['q_proj'\]; expected names with numbers"),
+        ('{"rank_pattern": {"(": 3}}', "with no regular expression: missing"),
     ],
 )
 def test_files_that_cannot_be_are_refused_and_the_model_stays(case, message, tmp_path) -> None:

@@ -132,6 +132,9 @@ def test_rows_that_do_not_fit_are_refused() -> None:
         model(ids, labels=ids)
     with adapter_rows(model, ["a", "a", "a"]), pytest.raises(ValueError, match="leave the block"):
         remove_adapter(model, "a")
+    for block in (adapter_rows(model, ["a", "a", "a"]), disable_adapters(model)):
+        with block, pytest.raises(ValueError, match="leave that block before another is added"):
+            apply_lora(model, LoRAConfig(r=1), "c")
     assert torch.equal(model(ids).logits, outputs["b"])
 
 
