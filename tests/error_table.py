@@ -217,8 +217,9 @@ largest magnitude of the definition's output (at least 1). Shapes and options ar
 time; the last column counts the draws that the backend takes. `native avx512`, `avx2`, `baseline`: the C kernels for
 that instruction set. `triton`: the kernels in Triton's interpreter, on a few small shapes.
 
-`quantize_4bit` compares codes and scales, which have no error: they are equal, or wrong. `linear_kl_div` is compared
-without its factor T². `native_int8` rounds activations to 8 bits, is taken by name only, and has tolerances of its own.
+`quantize_4bit` and `quantize_int4` compare codes and scales, which have no error: they are equal, or wrong.
+`linear_int8` is compared with the definition of its rounding. `linear_kl_div` is compared without its factor T².
+`native_int8` rounds activations to 8 bits, is taken by name only, and has tolerances of its own.
 A dash: there is no gradient. The tests allow:
 """
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import neural_layers.functional as F
 from neural_layers.kernels.four_bit import Quantized4bit
+from neural_layers.kernels.int4 import QuantizedInt4
 from tests.op_checks import Arguments, as_tuple, seeded
 
 SEEDS = st.integers(0, 999)
@@ -37,7 +38,7 @@ def cast(arguments: Arguments, dtype: torch.dtype) -> Arguments:
     """The same with floats in `dtype`; a 4-bit weight then restores to it."""
 
     def convert(value: Any) -> Any:
-        if isinstance(value, Quantized4bit):
+        if isinstance(value, Quantized4bit | QuantizedInt4):
             return replace(value, dtype=dtype)
         return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
@@ -202,6 +203,42 @@ def linear_4bit(draw: DrawFn, longest: int) -> Arguments:
 
 
 @st.composite
+def quantize_int4(draw: DrawFn, longest: int) -> Arguments:
+    inputs, normal = draw(widths(100) | st.sampled_from([128, 256, 300])), seeded(draw(SEEDS))
+    # As large as a layer's, and not around zero.
+    weight = (normal(draw(widths(longest)), inputs) + draw(st.sampled_from([0, 0.5]))) / inputs**0.5
+    return {"weight": weight, "block_size": draw(st.sampled_from([16, 32, 64, 256]))}
+
+
+@st.composite
+def dequantize_int4(draw: DrawFn, longest: int) -> Arguments:
+    return {"quantized": F.quantize_int4(**draw(quantize_int4(longest)), backend="torch")}
+
+
+@st.composite
+def linear_int4(draw: DrawFn, longest: int) -> Arguments:
+    quantized, normal = draw(dequantize_int4(min(longest, 30)))["quantized"], seeded(draw(SEEDS))
+    x = normal(draw(st.integers(1, 5) | widths(40)), quantized.shape[1])
+    return some_of(draw, {"x": x, "bias": normal(quantized.shape[0])}, "bias") | {"quantized": quantized}
+
+
+@st.composite
+def linear_int8(draw: DrawFn, longest: int) -> Arguments:
+    outputs, inputs, seed = draw(widths(longest)), draw(widths(300)), draw(SEEDS)
+    normal, generator = seeded(seed), torch.Generator().manual_seed(seed)
+    arguments: Arguments = {
+        "x": normal(draw(widths(40)), inputs),
+        "weight": torch.randint(-128, 128, (outputs, inputs), dtype=torch.int8, generator=generator),
+        "scale": normal(outputs).abs() / 128 / inputs**0.5,
+        "bias": normal(outputs),
+    }
+    if draw(st.booleans()):
+        zero_point = torch.tensor(draw(st.sampled_from([0, 100, 128, 255])), dtype=torch.int32)
+        arguments |= {"input_scale": torch.tensor(0.02, dtype=torch.float64), "input_zero_point": zero_point}
+    return some_of(draw, arguments, "bias")
+
+
+@st.composite
 def linear_cross_entropy(draw: DrawFn, longest: int) -> Arguments:
     rows, D, V, seed = draw(widths(longest)), draw(widths(40)), draw(widths(100)), draw(SEEDS)
     normal, generator = seeded(seed), torch.Generator().manual_seed(seed)
@@ -254,6 +291,11 @@ def _bits(quantized: Quantized4bit, arguments: Arguments) -> tuple[Tensor, ...]:
     return tuple(tensor.double() for tensor in tensors if tensor is not None)
 
 
+def _int4_bits(quantized: QuantizedInt4, arguments: Arguments) -> tuple[Tensor, ...]:
+    """The same of the affine record."""
+    return tuple(tensor.double() for tensor in (quantized.packed, quantized.scale, quantized.zero_point))
+
+
 CASES: dict[str, OpCases] = {
     "rms_norm": OpCases(rms_norm),
     "swiglu": OpCases(swiglu),
@@ -268,6 +310,10 @@ CASES: dict[str, OpCases] = {
     "quantize_4bit": OpCases(quantize_4bit, _bits),
     "dequantize_4bit": OpCases(dequantize_4bit),
     "linear_4bit": OpCases(linear_4bit),
+    "quantize_int4": OpCases(quantize_int4, _int4_bits),
+    "dequantize_int4": OpCases(dequantize_int4),
+    "linear_int4": OpCases(linear_int4),
+    "linear_int8": OpCases(linear_int8),
     "linear_cross_entropy": OpCases(linear_cross_entropy),
     "linear_kl_div": OpCases(linear_kl_div, _without_factor),
 }

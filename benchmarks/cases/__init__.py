@@ -11,6 +11,8 @@ from neural_layers.benchmarks.cases import (
     gates,
     linear,
     linear_cross_entropy,
+    linear_int4,
+    linear_int8,
     linear_kl_div,
     lora,
     quantized_models,
@@ -22,9 +24,8 @@ from neural_layers.benchmarks.cases import (
 from neural_layers.errors import InputError
 
 _FILES = (
-    selective_scan, ssd_scan, causal_conv1d, flash_attention, apply_rotary, rms_norm, gates, four_bit, linear,
-    linear_cross_entropy, linear_kl_div, decode, train_step,
-    quantized_models, lora,
+    selective_scan, ssd_scan, causal_conv1d, flash_attention, apply_rotary, rms_norm, gates, four_bit, linear_int8,
+    linear_int4, linear, linear_cross_entropy, linear_kl_div, decode, train_step, quantized_models, lora,
 )  # fmt: skip
 
 CASES: dict[str, Case] = {case.name: case for file in _FILES for case in file.CASES}

@@ -30,7 +30,7 @@ def weight_in(quantized: Quantized4bit, dtype: torch.dtype) -> Tensor:
 def rows_in(quantized: Quantized4bit, ids: Tensor, dtype: torch.dtype) -> Tensor:
     """Rows `ids` (N,) of a weight (rows, width), with their products taken in `dtype`: (N, width)."""
     rows, width = quantized.shape
-    if not ids.is_meta and ids.numel() and not torch.compiler.is_compiling():
+    if ids.is_cpu and ids.numel() and not torch.compiler.is_compiling():
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= rows:
             raise IndexError(f"ids run from {low} to {high}; expected 0 to {rows - 1}")

@@ -8,7 +8,7 @@ Sums are kept in `real`. digits.h has the same in products of bytes, for AVX-512
 
 #include "vnni.h"
 
-enum { FEW = 4, OUTPUTS = 32 /* rows of W to a task */ };
+enum { OUTPUTS = 32 /* rows of W to a task */, MOST_ROWS = 16 /* of x */ };
 
 typedef struct {
     const void *x;                             /* (rows, inputs) */
@@ -25,29 +25,25 @@ typedef struct {
     Call c;
     int64_t groups, width; /* width: the inputs of all groups */
     real *x;               /* (rows, width), zeros after the inputs: of each group first the even ones */
-    real *x_sum;           /* (rows, groups) */
     int8_t *digits;        /* the rest: see digits.h */
     int32_t *start;
-    float *digit_scale;
+    float *digit_scale, *x_sum;
     int64_t parts;
 } Linear;
 
-/* A row of x in the order of the codes, and its sums. */
+/* A row of x in the order of the codes. */
 static void prepare_row(Linear *l, int64_t row) {
     const Call *c = &l->c;
     const int64_t half = c->block / 2;
     real in_order[256];
     for (int64_t g = 0; g < l->groups; g++) {
-        const int64_t count = least(c->block, c->inputs - g * c->block);
-        real *to = l->x + row * l->width + g * c->block, sum = 0;
+        real *to = l->x + row * l->width + g * c->block;
         memset(in_order, 0, sizeof in_order);
-        load_row(in_order, c->x, (int)c->dtype, row * c->inputs + g * c->block, count);
+        load_row(in_order, c->x, (int)c->dtype, row * c->inputs + g * c->block, least(c->block, c->inputs - g * c->block));
         for (int64_t i = 0; i < half; i++) {
             to[i] = in_order[2 * i];
             to[half + i] = in_order[2 * i + 1];
-            sum += in_order[2 * i] + in_order[2 * i + 1];
         }
-        l->x_sum[row * l->groups + g] = sum;
     }
 }
 
@@ -78,18 +74,19 @@ static void plain_task(void *context, int64_t index) {
 
 #include "linear_int4/digits.h"
 
-/* At most FEW rows. */
+/* At most MOST_ROWS rows. */
 void EXPORT(linear_int4)(const Call *call) {
     Linear l = {.c = *call, .groups = (call->inputs + call->block - 1) / call->block};
+    const int64_t tasks = (call->outputs + OUTPUTS - 1) / OUTPUTS;
     l.width = l.groups * call->block;
-    l.x = aligned(call->rows * (l.width + l.groups) * (int64_t)sizeof(real));
-    l.x_sum = l.x + call->rows * l.width;
-    for (int64_t r = 0; r < call->rows; r++) prepare_row(&l, r);
-    void (*multiply)(void *, int64_t) = plain_task;
 #if DIGITS
-    if (has_vnni() && make_digits(&l)) multiply = digits_task;
-#endif
-    parallel(multiply, &l, (call->outputs + OUTPUTS - 1) / OUTPUTS, call->threads);
+    const int ready = has_vnni() && make_digits(&l);
+    if (ready) parallel(digits_task, &l, tasks, call->threads);
     free(l.digits);
+    if (ready) return;
+#endif
+    l.x = aligned(call->rows * l.width * (int64_t)sizeof(real));
+    for (int64_t r = 0; r < call->rows; r++) prepare_row(&l, r);
+    parallel(plain_task, &l, tasks, call->threads);
     free(l.x);
 }

@@ -14,9 +14,9 @@ from neural_layers.kernels.dequantize_int4.native import restore
 from neural_layers.kernels.int4 import QuantizedInt4
 from neural_layers.kernels.prepared import FLOATS, Prepared, head, is_preparable
 
-# The struct Call of native.c after its head, and its FEW.
+# The struct Call of native.c after its head, and its MOST_ROWS.
 _constants = Struct("4P3q").pack
-MOST_ROWS = 4
+MOST_ROWS = 16
 # A thread takes some 20 µs to start, in which a core reads this many bytes of codes.
 _LEAST_BYTES = 1 << 19
 

@@ -34,4 +34,4 @@ def _rounded(x: Tensor, input_scale: Tensor | None, input_zero_point: Tensor | N
     codes = quantize_affine(x, input_scale, input_zero_point).double() + 128 - input_zero_point
     # A row with NaN has no codes.
     unknown = x.isnan().any(dim=-1, keepdim=True)
-    return (codes * input_scale.float().double()).masked_fill(unknown, torch.nan)
+    return (codes * input_scale.detach().float().double()).masked_fill(unknown, torch.nan)
