@@ -35,12 +35,12 @@ def run(folder, tmp_path, capsys):
 
 
 def training(folder) -> tuple:
-    short = ("--context", 16, "--batch", 4, "--steps", 6, "--times", 2, "--lr", 0.01)
+    short = ("--context", 16, "--batch", 4, "--steps", 6, "--lr", 0.01)
     return ("--data", folder / "data", "--cache", folder / "cache", *short)
 
 
 def test_weights_are_pruned_step_by_step_and_the_losses_compared(run, folder) -> None:
-    status, printed, _, out = run("--amount", 0.6, "--scope", "global", *training(folder))
+    status, printed, _, out = run("--amount", 0.6, "--scope", "global", "--times", 2, *training(folder))
     assert status == 0
     report = json.loads((out / "pruning.json").read_text())
     assert list(report["scores"]) == ["as given", "pruned at once", "trained on"]
@@ -50,11 +50,29 @@ def test_weights_are_pruned_step_by_step_and_the_losses_compared(run, folder) ->
         assert sparsity(model).sparsity == pytest.approx(0.6, abs=1e-3)
     assert "trained on" in printed
     assert printed.rstrip().endswith("pruning.json")
-    again = run("--amount", 0.6, "--scope", "global", *training(folder))
+    again = run("--amount", 0.6, "--scope", "global", "--times", 2, *training(folder))
     assert again[0] == 0, "a finished run is told again"
-    status, _, told, _ = run("--amount", 0.5, *training(folder))
+    status, _, told, _ = run("--amount", 0.5, "--times", 2, *training(folder))
     assert status == 2
     assert "holds a run with other options" in told
+
+
+def test_the_seed_is_that_of_what_is_drawn(run, tmp_path) -> None:
+    zeros = []
+    for seed, out in ((1, "a"), (2, "b"), (1, "c")):
+        assert run("--method", "random", "--amount", 0.5, "--seed", seed, out=out)[0] == 0
+        zeros.append(load_language_model(tmp_path / out / "start")[0].state_dict())
+    name = next(key for key in zeros[0] if key.endswith("q_proj.weight"))
+    assert torch.equal(zeros[0][name], zeros[2][name])
+    assert not torch.equal(zeros[0][name], zeros[1][name])
+
+
+def test_a_file_is_no_folder_to_write_to(run, tmp_path) -> None:
+    (tmp_path / "out").write_text("mine")
+    status, _, told, out = run("--amount", 0.5)
+    assert status == 2
+    assert "is a file; give a new folder" in told
+    assert out.read_text() == "mine"
 
 
 def test_units_are_removed_without_text(run) -> None:
@@ -92,6 +110,14 @@ def test_units_are_scored_on_the_text_and_the_shrunken_model_trained_on(run, fol
         (("--amount", 0.5, "--data", "d", "--steps", 4, "--times", 9), "--times 9 and --recovery 1 need 9 steps"),
         (("--remove", "mamba=0.5", "--scores", "data"), "--scores data must be norms, or data, which needs --remove"),
         (("--amount", 0.5, "--threads", 0), "--threads 0 must be at least 1"),
+        (("--amount", 0.5, "--steps", 9), "--steps 9 is for a training; give --data"),
+        (("--amount", 0.5, "--shape", "round"), "--shape round is for a training"),
+        (("--amount", 0.5, "--seed", 0), "--seed 0 is for a training"),
+        (("--amount", 0.5, "--multiple-of", 1), "--multiple-of 1 is for --remove"),
+        (("--remove", "mamba=0.5", "--method", "l1"), "--method l1 is for weights"),
+        (("--remove", "mamba=0.5", "--data", "d", "--times", 3), "--times 3 is for weights"),
+        (("--remove", "mamba=0.5", "--remove", "mamba=0.25"), "--remove mamba is given twice"),
+        (("--method", "n:m", "--data", "d", "--times", 3), "--times 3 does not go with --method n:m"),
     ],
 )
 def test_bad_input_is_told_in_one_line_and_writes_nothing(run, arguments, message) -> None:

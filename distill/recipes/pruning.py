@@ -48,6 +48,7 @@ class PruningOptions:
     times, shape, recovery: of the `PruningSchedule` in the course of `training`; by default a third of its steps is
             recovery behind the last pruning
     training: the training that follows, whose `model` and `out` are filled in here; None for none
+    seed:   of method "random"
     """
 
     model: Path
@@ -65,6 +66,7 @@ class PruningOptions:
     shape: str = "cubic"
     recovery: int | None = None
     training: LanguageModelOptions | None = None
+    seed: int = 0
 
     def check(self) -> None:
         """Raise InputError for options that do not go together."""
@@ -78,6 +80,8 @@ class PruningOptions:
             raise InputError("give --amount, the share of weights to prune, or --remove KIND=SHARE")
         if self.out.resolve() == self.model.resolve():
             raise InputError(f"--out {self.out} is the model's own folder; give another")
+        if self.out.exists() and not self.out.is_dir():
+            raise InputError(f"--out {self.out} is a file; give a new folder")
 
 
 def prune_language_model(options: PruningOptions, command: str = "") -> dict[str, Any]:
@@ -138,6 +142,8 @@ def _schedule(options: PruningOptions) -> PruningSchedule | None:
 
 def _selection(options: PruningOptions) -> dict[str, Any]:
     given = {"scope": options.scope, "pattern": options.pattern, "include": options.include}
+    if options.method == "random":
+        given["seed"] = options.seed
     return {**{name: value for name, value in given.items() if value is not None}, "exclude": options.exclude}
 
 

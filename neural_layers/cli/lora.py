@@ -147,6 +147,19 @@ def run_merge(options: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_given(options: argparse.Namespace) -> None:
+    """Raise InputError for an option of an adapter that would do nothing, because the adapter is there."""
+    from neural_layers.errors import InputError
+
+    group = argparse.ArgumentParser()
+    _add_adapter(group)
+    plain = vars(group.parse_args([]))
+    given = [name for name in plain if getattr(options, name) != plain[name]]
+    if given:
+        flag = next(action.option_strings[0] for action in group._actions if action.dest == given[0])
+        raise InputError(f"{flag} is for a model's folder; {options.folder} holds an adapter, which says it itself")
+
+
 def run_inspect(options: argparse.Namespace) -> int:
     """Print the table of an adapter or of what one would cover."""
     _prepare()
@@ -155,6 +168,7 @@ def run_inspect(options: argparse.Namespace) -> int:
     from neural_layers.wrappers.lora.peft_files import CONFIG
 
     if (options.folder / CONFIG).is_file():
+        _refuse_given(options)
         print(describe_adapter(options.folder))
     else:
         print(describe_coverage(options.folder, lora_config(options)))

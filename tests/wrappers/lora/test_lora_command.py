@@ -79,6 +79,8 @@ def test_an_adapter_is_trained_resumed_to_the_same_bits_inspected_and_merged(bas
     told = capsys.readouterr().out
     assert "model.layers.*.mixer.inner.q_proj.lora_A.weight" in told
     assert "r=2, lora_alpha=16" in told
+    assert main(["lora", "inspect", str(whole / "adapter"), "--r", "4"]) == 2
+    assert "--r is for a model's folder" in capsys.readouterr().err
     assert main(["lora", "inspect", str(base / "model"), "--targets", "conv1d", "--r", "3"]) == 0
     assert "conv1d  CausalConv1d  4 → 32" in capsys.readouterr().out
 
