@@ -214,6 +214,8 @@ class Embedding4bit(_Embedding, FourBitWeight):
         return weight_in(self.quantized, torch.float32)
 
     def forward(self, ids: Tensor) -> Tensor:
+        if ids.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"ids have dtype {ids.dtype}; expected torch.int64 or torch.int32, as nn.Embedding does")
         rows = rows_in(self.quantized, ids.reshape(-1), torch.float32)
         return rows.to(self.dtype).reshape(*ids.shape, self.embedding_dim)
 
