@@ -39,7 +39,8 @@ class Ladder:
         embeddings: bool = True,
     ) -> None:
         self.model, self.calibration, self.bytes = model, calibration, tensor_bytes(model)
-        limits = {"exclude": exclude if isinstance(exclude, str) else tuple(exclude), "embeddings": embeddings}
+        left: dict[str, Any] = {"exclude": exclude if isinstance(exclude, str) else tuple(exclude)}
+        limits = left | {"embeddings": embeddings}
         self._made: dict[str, nn.Module] = {}
         self._plans: dict[str, Plan] = {}
         for name, options in _checked(rungs).items():

@@ -48,8 +48,8 @@ def draw(found: Any, path: Path, title: str, score: str) -> None:
     axes.set_title(title, loc="left", fontsize=10, color=_INK)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as beside:
-        figure.savefig(beside, format="png")
+    with replacing(path) as file:
+        figure.savefig(file, format="png")
 
 
 def _columns(points: list[tuple[int, float]]) -> tuple[list[float], list[float]]:

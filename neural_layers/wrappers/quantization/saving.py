@@ -83,7 +83,7 @@ def load_quantized(folder: str | Path, model: nn.Module | None = None) -> nn.Mod
     made = restored_layers(model, plan, tensors)
     for name, layer in made.items():
         if hasattr(layer, "dtype") and name in dtypes:
-            layer.dtype = dtypes[name]
+            layer.dtype = dtypes[name]  # type: ignore[assignment]
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(taken)}
     targets = _targets(model, plan, rest, same, folder)
     modules = dict(model.named_modules(remove_duplicate=False))

@@ -148,6 +148,21 @@ def test_two_linear_layers_of_one_weight_stay_one() -> None:
     assert copied[0].input_scale != copied[1].input_scale
 
 
+@pytest.mark.parametrize("scheme", [*SCHEMES, "int8_qat"])
+def test_lookups_refuse_what_plain_ones_refuse(scheme) -> None:
+    plain, table = tower().embed, quantized(tower(), scheme).embed
+    for ids in (torch.tensor([1.5]), torch.tensor([True]), torch.tensor([1], dtype=torch.uint8)):
+        for lookup in (plain, table):
+            with pytest.raises((TypeError, RuntimeError), match="dtype|scalar type"):
+                lookup(ids)
+    for ids in (torch.tensor([-1]), torch.tensor([40])):
+        for lookup in (plain, table):
+            with pytest.raises(IndexError):
+                lookup(ids)
+    assert torch.equal(table(torch.tensor([[3]], dtype=torch.int32)), table(torch.tensor([[3]])))
+    assert table(torch.zeros(2, 0, dtype=torch.int64)).shape == (2, 0, 64)
+
+
 def test_hooks_and_modes_go_over() -> None:
     model, seen = tower().train(), []
     model.first[0].register_forward_hook(lambda *_: seen.append(1))
