@@ -29,10 +29,10 @@ def add(subcommands: Any) -> None:
     group.add_argument("--no-embeddings", dest="embeddings", action="store_false", help="leave embeddings, tied heads")
     group = parser.add_argument_group("layer by layer")
     group.add_argument("--progressive", action="store_true", help="lower the layers that need their bits least first")
-    group.add_argument("--ladder", default="bf16,int8,nf4", metavar="NAMES", help="default: bf16,int8,nf4")
+    group.add_argument("--ladder", metavar="NAMES", help="default: bf16,int8,nf4")
     group.add_argument("--floor", type=float, metavar="X", help="share of the model's own score to keep; default: 0.9")
     group.add_argument("--target-mb", type=float, metavar="X", help="millions of bytes to come down to")
-    group.add_argument("--chunks", type=int, default=10, metavar="N", help="evaluations on the way; default: 10")
+    group.add_argument("--chunks", type=int, metavar="N", help="evaluations on the way; default: 10")
     group = parser.add_argument_group("data")
     group.add_argument(
         "--data",
@@ -41,7 +41,7 @@ def add(subcommands: Any) -> None:
         help="what quality is measured on: text, sentence pairs (source TAB target), or labelled texts",
     )
     group.add_argument("--calibration", metavar="FILE", help="for int8_static and --progressive; not the data above")
-    group.add_argument("--calibration-rows", type=int, default=64, metavar="N", help="of it, at most; default: 64")
+    group.add_argument("--calibration-rows", type=int, metavar="N", help="of it, at most; default: 64")
     group.add_argument("--limit", type=int, metavar="N", help="sequences, sentences or texts of --data, at most")
     group.add_argument("--context", type=int, metavar="N", help="of a language model's sequences; default: 256")
     group.add_argument("--batch", type=int, default=8, metavar="N", help="rows of a timed batch; default: 8")
@@ -68,6 +68,7 @@ def run_quantize(options: argparse.Namespace) -> int:
         if options.threads < 1:
             raise InputError(f"--threads {options.threads} must be at least 1")
         torch.set_num_threads(options.threads)
+    _fill(options)
     data = Data(
         options.data,
         options.calibration,
@@ -86,3 +87,18 @@ def run_quantize(options: argparse.Namespace) -> int:
     for path in sorted(options.out.iterdir()):
         print(f"{path.stat().st_size / 1e6:10.3f} MB  {path}")
     return 0
+
+
+def _fill(options: argparse.Namespace) -> None:
+    """Put defaults in the places of what was not given. Raises InputError for what would do nothing."""
+    from neural_layers.errors import InputError
+
+    for name, default, other in (
+        ("ladder", "bf16,int8,nf4", "progressive"),
+        ("chunks", 10, "progressive"),
+        ("calibration_rows", 64, "calibration"),
+    ):
+        if getattr(options, name) is None:
+            setattr(options, name, default)
+        elif not getattr(options, other):
+            raise InputError(f"--{name.replace('_', '-')} belongs to --{other}; give it too, or leave this out")

@@ -22,6 +22,12 @@ def changed_config(
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "to_dict"):
         return {}
+    wrapped = next((name for name, _ in model.named_modules() if name.endswith(".base_layer")), None)
+    if wrapped is not None:
+        raise ValueError(
+            f"{wrapped.removesuffix('.base_layer')} carries an adapter, which no config describes; fold_lora or "
+            "remove_adapter, shrink, and train an adapter of the new size"
+        )
     changes: dict[str, Any] = {}
     for units, kept in resolved:
         fields = units.fields(len(kept.kept))

@@ -132,6 +132,13 @@ def test_masks_are_saved_by_the_names_of_the_plain_layers(tmp_path) -> None:
             assert all(torch.equal(found[name], held[name]) for name in held)
 
 
+def test_an_adapter_elsewhere_in_a_model_with_a_config_is_told() -> None:
+    model = make_llama()
+    apply_lora(model, LoRAConfig(r=2, target_modules=("q_proj",)))
+    with pytest.raises(ValueError, match=r"self_attn.q_proj carries an adapter, which no config describes; fold_lora"):
+        shrink(model, {"feed_forward": 0.5})
+
+
 def test_a_config_that_refuses_the_new_width_is_told_in_one_line() -> None:
     model = make_llama(hidden_size=40, num_attention_heads=5, num_key_value_heads=5)
     before = [p.shape for p in model.parameters()]
