@@ -12,7 +12,7 @@ from neural_layers.wrappers.lora.layer import LoRALayer, Merge
 from neural_layers.wrappers.lora.requantizing import with_weight
 from neural_layers.wrappers.lora.switching import Names, weights_of
 from neural_layers.wrappers.lora.targets import adapted
-from neural_layers.wrappers.lora.tying import holders, set_tied
+from neural_layers.wrappers.lora.tying import holders, part_quantized, set_tied
 
 
 @dataclass(frozen=True)
@@ -164,4 +164,5 @@ def fold_lora(model: nn.Module, names: Names | None = None, *, untie: bool = Fal
     else:
         report = merge_lora(model, names, untie=untie, restorable=False)
     unwrap(model, list(layers.values()))
+    part_quantized(model)
     return report

@@ -38,3 +38,17 @@ def set_tied(model: Any, tied: bool) -> None:
         model._keys_to_ignore_on_save = [*keys] if tied else []
     if hasattr(model, "all_tied_weights_keys"):
         model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True) if tied else {}
+
+
+def part_quantized(model: Any) -> None:
+    """Let quantized layers of which the other half of a shared weight is no longer in the model be saved with bits of
+    their own."""
+    from neural_layers.wrappers.quantization.plan import Plan
+
+    inside = set(map(id, model.modules()))
+    alone: list[Any] = [m for m in model.modules() if any(id(o) not in inside for o in getattr(m, "_shared_with", ()))]
+    for module in alone:
+        module._shared_with = ()
+    noted: Any = getattr(getattr(model, "config", None), "quantization_config", None)
+    if alone and isinstance(noted, dict):
+        model.config.quantization_config = {**noted, "layers": Plan.of(model).layers}

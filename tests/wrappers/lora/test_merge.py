@@ -207,3 +207,14 @@ def test_a_weight_that_cannot_be_is_not_merged(value, message) -> None:
         merge_lora(model)
     assert str(bits(model)) == str(before)
     assert model[0].merged is None
+
+
+@pytest.mark.parametrize("scheme", ["int8_dynamic", "nf4", "int4"])
+def test_a_quantized_tied_weight_that_was_parted_is_saved_twice(scheme, tmp_path) -> None:
+    model = hybrid(tie=True, dtype=torch.float32, hidden_size=64)
+    quantize(model, scheme)
+    trained(model, LoRAConfig(r=2, target_modules=("embed_tokens",)))
+    fold_lora(model, untie=True)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert torch.equal(loaded(tokens()).logits, model(tokens()).logits)
