@@ -168,14 +168,16 @@ def torchao(prepare: Callable[[Any, Inputs], Call], inputs: Inputs) -> Call:
 
 def bitsandbytes(prepare: Callable[[Any, Inputs], Call], inputs: Inputs) -> Call:
     """Linear4bit (NF4) in the place of the linear layers, the head too."""
-    import bitsandbytes as bnb
+    import bitsandbytes.nn
+
+    layers: Any = bitsandbytes.nn
 
     def of(layer: nn.Linear) -> nn.Module:
-        made = bnb.nn.Linear4bit(
+        made = layers.Linear4bit(
             layer.in_features, layer.out_features, bias=layer.bias is not None, compute_dtype=torch.float32,
             quant_type="nf4",
         )  # fmt: skip
-        made.weight = bnb.nn.Params4bit(layer.weight.detach().clone(), requires_grad=False, quant_type="nf4")
+        made.weight = layers.Params4bit(layer.weight.detach().clone(), requires_grad=False, quant_type="nf4")
         return made.to("cpu")
 
     return prepare(_replaced(inputs["model"], of), inputs)
@@ -197,7 +199,10 @@ def _replaced(model: Any, of: Callable[[nn.Linear], nn.Module]) -> Any:
     return made.eval()
 
 
-def _case(name: str, about: str, prepare: Any, prepare_onnx: Any, sizes: dict[str, tuple[Size, ...]]) -> Case:
+def _case(
+    name: str, about: str, prepare: Any, prepare_onnx: Any, tiny: tuple[Size, ...], quick: tuple[Size, ...],
+    full: tuple[Size, ...],
+) -> Case:  # fmt: skip
     def in_torch(options: dict[str, Any] | None) -> Callable[[Inputs], Call]:
         return lambda inputs: prepare(quantized(inputs, options), inputs)
 
@@ -208,6 +213,9 @@ def _case(name: str, about: str, prepare: Any, prepare_onnx: Any, sizes: dict[st
         axis="T",
         make=make,
         leaves=(),
+        tiny=tiny,
+        quick=quick,
+        full=full,
         ours=(
             *(Peer(contender, in_torch(options), "transformers", MODELS) for contender, options in _TORCH.items()),
             Peer("torch nf4, inputs in 8 bits", partial(nf4_int8, prepare), "transformers", MODELS, "cpu"),
@@ -227,7 +235,6 @@ def _case(name: str, about: str, prepare: Any, prepare_onnx: Any, sizes: dict[st
         # Weights at random are the worst case of 4 bits; other weights or other tokens would differ by more than 1.
         largest_difference={"cpu": 0.6, "cuda": 0.6},
         no_memory="each of many contenders would build the model in a process of its own; sizes are in docs/results.md",
-        **sizes,
     )  # fmt: skip
 
 
@@ -240,21 +247,17 @@ CASES = (
         "B sources of S tokens and their targets of T, all logits; the CVM student, 73 M parameters",
         sentences,
         onnx_sentences,
-        {
-            "tiny": sweep(T=(2, 3), B=2, S=5, P=0, **_TINY),
-            "quick": sweep(T=(128,), B=4, S=128, P=0, **_SHAPE),
-            "full": sweep(T=(128,), B=4, S=128, P=0, **_SHAPE),
-        },
+        tiny=sweep(T=(2, 3), B=2, S=5, P=0, **_TINY),
+        quick=sweep(T=(128,), B=4, S=128, P=0, **_SHAPE),
+        full=sweep(T=(128,), B=4, S=128, P=0, **_SHAPE),
     ),
     _case(
         "quantized_steps",
         "T target tokens one by one behind P, with the cache, the source of S read before; the CVM student",
         steps,
         onnx_steps,
-        {
-            "tiny": sweep(T=(2, 3), B=2, S=5, P=3, **_TINY),
-            "quick": sweep(T=(8,), B=1, S=32, P=32, **_SHAPE),
-            "full": sweep(T=(8, 64), B=1, S=32, P=32, **_SHAPE),
-        },
+        tiny=sweep(T=(2, 3), B=2, S=5, P=3, **_TINY),
+        quick=sweep(T=(8,), B=1, S=32, P=32, **_SHAPE),
+        full=sweep(T=(8, 64), B=1, S=32, P=32, **_SHAPE),
     ),
 )
