@@ -141,7 +141,7 @@ def _schedule(options: PruningOptions) -> PruningSchedule | None:
 
 
 def _selection(options: PruningOptions) -> dict[str, Any]:
-    given = {"scope": options.scope, "pattern": options.pattern, "include": options.include}
+    given: dict[str, Any] = {"scope": options.scope, "pattern": options.pattern, "include": options.include}
     if options.method == "random":
         given["seed"] = options.seed
     return {**{name: value for name, value in given.items() if value is not None}, "exclude": options.exclude}
