@@ -76,7 +76,7 @@ class LoRALinear(LoRALayer):
         if out.dtype != hidden.dtype:
             return out + (F.linear(hidden, adapter.lora_B) * (factor * scale)).to(out.dtype)
         # One call instead of a product, a scaling and a sum, each of which would write an output of its own.
-        flat, low = out.reshape(-1, self.out_features), hidden.reshape(-1, adapter.settings.r)
+        flat, low = out.reshape(-1, out.shape[-1]), hidden.reshape(-1, adapter.settings.r)
         return torch.addmm(flat, low, adapter.lora_B.t(), alpha=factor * scale).view(out.shape)
 
     def _dora(self, adapter: Adapter, x: Tensor, seen: Tensor, base: Tensor, low: Tensor) -> Tensor:
