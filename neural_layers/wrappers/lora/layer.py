@@ -92,8 +92,15 @@ class LoRALayer(nn.Module):
         return dense_weight(self.base_layer)
 
     def chosen(self, names: Sequence[tuple[str, float]]) -> list[tuple[Adapter, float]]:
-        """The adapters of these names that this layer has, with their weights."""
+        """The adapters of these names that this layer has, with their weights.
+
+        Raises InputError for one that lies on another device than the base.
+        """
         found: list[tuple[Any, float]] = [(self.adapters[n], w) for n, w in names if n in self.adapters]
+        for adapter, _ in found:
+            own, base = adapter.lora_A.device, self.base_layer.weight.device
+            if own != base:
+                raise InputError(f"an adapter lies on {own} and its base on {base}; move both: model.to({str(base)!r})")
         return found
 
     # The weight.

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from neural_layers.errors import InputError
 from neural_layers.wrappers.lora import (
     LoRAConfig,
     adapter_names,
@@ -247,3 +248,14 @@ def test_copies_are_independent() -> None:
     set_adapter(twin, "a")
     assert torch.equal(twin(ids).logits, outputs["a"])
     assert torch.equal(model(ids).logits, outputs["b"])
+
+
+def test_an_adapter_on_another_device_than_its_base_is_refused() -> None:
+    layer = nn.Sequential(nn.Linear(6, 4))
+    apply_lora(layer, LoRAConfig(r=2, target_modules=("0",)))
+    layer[0].adapters.to("meta")
+    with pytest.raises(InputError, match=r"an adapter lies on meta and its base on cpu; move both: model.to\('cpu'\)"):
+        layer(torch.ones(1, 6))
+    with pytest.raises(InputError, match="an adapter lies on meta"):
+        merge_lora(layer)
+    assert layer[0].merged is None
