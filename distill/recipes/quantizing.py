@@ -110,7 +110,8 @@ def quantize_folder(
         save_json(beside / "sizes.json", {"command": command, "threads": torch.get_num_threads(), **table.to_dict()})
         if found is not None:
             save_json(beside / "progressive.json", {"command": command, "score": subject.scored, **found.to_dict()})
-            found.plot(beside / "progressive.png", title="/".join(options.model.resolve().parts[-2:]), score=subject.scored)
+            title = "/".join(options.model.resolve().parts[-2:])
+            found.plot(beside / "progressive.png", title=title, score=subject.scored)
     return {"table": table, "progressive": found}
 
 
