@@ -97,8 +97,10 @@ class LoRALayer(nn.Module):
         Raises InputError for one that lies on another device than the base.
         """
         found: list[tuple[Any, float]] = [(self.adapters[n], w) for n, w in names if n in self.adapters]
+        # A stand-in for the base, as an export compares with, may have no weight.
+        weight = getattr(self.base_layer, "weight", None)
         for adapter, _ in found:
-            own, base = adapter.lora_A.device, self.base_layer.weight.device
+            own, base = adapter.lora_A.device, adapter.lora_A.device if weight is None else weight.device
             if own != base:
                 raise InputError(f"an adapter lies on {own} and its base on {base}; move both: model.to({str(base)!r})")
         return found
